@@ -1,0 +1,146 @@
+"""The contract of a bundle, `qcheck.json`: everything the runtime must know about a model, frozen and checked.
+
+Unknown keys are refused: a key that this version does not understand could change what the numbers mean.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from qcheck.errors import BundleError
+from qcheck.tiles import CoordinateSpace, CropSpec, ViewSpec
+
+FORMAT: Final = "qcheck-bundle/1"
+CONTRACT_FILE: Final = "qcheck.json"
+
+# Names of the tensors of both graphs.
+PIXELS: Final = "pixels"  # (1, 3, height, width) float32, normalised
+IMAGE_TOKENS: Final = "image_tokens"  # (tokens, hidden) float32
+INPUTS_EMBEDS: Final = "inputs_embeds"  # (1, tokens, hidden) float32
+POSITION_IDS: Final = "position_ids"  # (3, 1, tokens) int64: time, height, width
+KV_LENGTH: Final = "kv_length"  # (1,) int64: tokens already in the cache
+LOGITS: Final = "logits"  # (1, 1, vocabulary) float32: after the last token
+
+
+def past_name(layer: int, part: Literal["key", "value"]) -> str:
+    """Input buffer of a layer's cache, (1, kv_heads, max_tokens, head_dim) float32; its output is `present.*`."""
+    return f"past.{layer}.{part}"
+
+
+def present_name(layer: int, part: Literal["key", "value"]) -> str:
+    return f"present.{layer}.{part}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a bundle: its name, its size in bytes, its sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSpec:
+    """How pixels become the vision graph's input. `planar`: one (1, 3, h, w) tensor a view."""
+
+    layout: Literal["planar"]
+    mean: tuple[float, ...]  # three, of 0..1 RGB
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """The decoder's cache layout."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageSpec:
+    """How the model is spoken to. Each template holds one `{image}`; `final` ones tell it that no zoom is left."""
+
+    dialect: Literal["probe-json"]
+    first: str
+    first_final: str
+    crop: str
+    crop_final: str
+    image_token: str
+    score_tokens: tuple[str, ...]  # texts of the score tokens; their numbers are the scores
+    coordinate_tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    format: str
+    name: str
+    version: str
+    licence: str
+    precision: str
+    kinds: tuple[str, ...]
+    attributes: tuple[str, ...]
+    coordinates: CoordinateSpace
+    pixels: PixelSpec
+    global_view: ViewSpec
+    crop_view: ViewSpec
+    crop: CropSpec
+    decoder: DecoderSpec
+    language: LanguageSpec
+    files: dict[str, FileEntry]  # vision, decoder, embeddings, tokenizer, card
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Contract":
+        """Parses a contract. Raises BundleError naming the key that is missing, unknown or of the wrong kind."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{CONTRACT_FILE} is not valid JSON ({error})") from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise BundleError(f"{CONTRACT_FILE} has format {found!r}; this version of qcheck reads {FORMAT!r}")
+        contract: Contract = _read(cls, data, "")
+        return contract
+
+
+def sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(kind: Any, value: Any, at: str) -> Any:
+    """`value` from JSON as `kind` (a dataclass, tuple, dict, Literal or scalar type); BundleError names the place."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        _expect(isinstance(value, dict), at, "an object")
+        unknown, missing = set(value) - set(fields), set(fields) - set(value)
+        _expect(not unknown, at, f"no key {', '.join(map(repr, sorted(unknown)))}")
+        _expect(not missing, at, f"a key {', '.join(map(repr, sorted(missing)))}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _read(hints[name], value[name], f"{at}.{name}") for name in fields})  # type: ignore[operator]
+    if origin is tuple:
+        _expect(isinstance(value, list), at, "a list")
+        return tuple(_read(typing.get_args(kind)[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        _expect(isinstance(value, dict), at, "an object")
+        return {key: _read(typing.get_args(kind)[1], item, f"{at}.{key}") for key, item in value.items()}
+    if origin is Literal:
+        _expect(value in typing.get_args(kind), at, f"one of {', '.join(map(str, typing.get_args(kind)))}")
+        return value
+    number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+    _expect(number or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))), at, f"a {kind.__name__}")
+    return float(value) if kind is float else value
+
+
+def _expect(holds: bool, at: str, what: str) -> None:
+    if not holds:
+        raise BundleError(f"{CONTRACT_FILE}: {at.lstrip('.') or 'the contract'} needs {what}")

@@ -1,0 +1,164 @@
+"""The engine: a bundle made ready to talk. It keeps nothing of any photo; a Conversation does."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcheck import tiles
+from qcheck.backends import Backend
+from qcheck.bundle import Bundle
+from qcheck.cache import KVCache
+from qcheck.contract import Contract
+from qcheck.errors import BundleError, UsageError
+from qcheck.grammar import Grammar, Matcher
+from qcheck.prompt import IMAGE_SLOT
+from qcheck.rope import image_positions, text_positions
+from qcheck.verdict import EngineInfo, ModelInfo
+
+Request = Literal["first", "first_final", "crop", "crop_final"]
+DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that the model said. `probability`: among those the grammar allowed; `expected`: where a score is read,
+    the mean and standard deviation of the score tokens."""
+
+    id: int
+    text: str
+    probability: float
+    expected: tuple[float, float] | None = None
+
+
+@dataclass(slots=True)
+class Spent:
+    """Milliseconds by phase, added up over a conversation."""
+
+    tiles: float = 0.0
+    vision: float = 0.0
+    prefill: float = 0.0
+    generate: float = 0.0
+
+
+class Engine:
+    """Weights, vocabulary and grammars of a bundle; safe to share between conversations, one at a time."""
+
+    def __init__(self, contract: Contract, model: ModelInfo, backend: Backend, tokenizer: Any, embeddings: NDArray[np.float32]) -> None:
+        """`tokenizer`: a `tokenizers.Tokenizer`; `embeddings`: (vocabulary, hidden)."""
+        self.contract, self.model, self.backend, self.embeddings = contract, model, backend, embeddings
+        self.grammar = Grammar(contract, tokenizer)
+        self.table = tiles.normalise_table(contract.pixels.mean, contract.pixels.std)
+        language = contract.language
+        self.texts: list[str] = [tokenizer.id_to_token(i) or "" for i in range(tokenizer.get_vocab_size())]
+        self.requests: dict[str, tuple[list[int], list[int]]] = {}
+        for request in ("first", "first_final", "crop", "crop_final"):
+            before, after = getattr(language, request).split(IMAGE_SLOT)
+            self.requests[request] = (tokenizer.encode(before).ids, tokenizer.encode(after).ids)
+        # Score of each token id, NaN where it is none.
+        self.scores = np.full(len(self.texts), np.nan)
+        for text in language.score_tokens:
+            self.scores[tokenizer.token_to_id(text)] = float(text)
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> "Engine":
+        """Loads a bundle's graphs. `auto` is the CPU in this version. Raises UsageError, BundleError."""
+        if device not in DEVICES:
+            raise UsageError(f"--device {device}: must be one of {', '.join(DEVICES)}")
+        if device not in ("auto", "cpu"):
+            raise UsageError(f"--device {device} is not served by this version; use --device cpu")
+        if threads is not None and threads < 1:
+            raise UsageError(f"--threads {threads}: must be 1 or more")
+        from tokenizers import Tokenizer
+
+        from qcheck.backends.onnxruntime import OnnxRuntimeCpu
+
+        try:
+            tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BundleError(f"{bundle.path('tokenizer')} is not a tokenizer ({error})") from None
+        return cls(bundle.contract, bundle.info, OnnxRuntimeCpu(bundle, threads), tokenizer, bundle.embeddings())
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.backend.info
+
+    def conversation(self) -> "Conversation":
+        """A new conversation with its own, empty cache."""
+        return Conversation(self, self.backend.new_cache())
+
+
+class Conversation:
+    """One photo's talk with the model. Owns its KVCache; every token goes through the decoder exactly once."""
+
+    def __init__(self, engine: Engine, cache: KVCache) -> None:
+        self.engine, self.cache, self.spent = engine, cache, Spent()
+        self._next_position = 0
+        # Said or asked but not yet in the cache; they go in with the next step.
+        self._pending: list[int] = []
+        self._logits: NDArray[np.float32] | None = None
+
+    def show(self, request: Request, pixels: NDArray[np.uint8], view: tiles.View) -> None:
+        """Appends a request with a view of the photo `pixels` (H, W, 3), and prefills it."""
+        engine, clock = self.engine, time.perf_counter()
+        planar = tiles.planar(pixels, view, engine.table)
+        self.spent.tiles += _ms_since(clock)
+        clock = time.perf_counter()
+        image = engine.backend.encode(planar[None])
+        self.spent.vision += _ms_since(clock)
+        clock = time.perf_counter()
+        before, after = engine.requests[request]
+        token_px = engine.contract.global_view.token_px
+        rows, cols = view.height // token_px, view.width // token_px
+        assert len(image) == rows * cols, "the vision graph and the contract disagree on the token size"
+        head = [*self._pending, *before]
+        first, position = text_positions(self._next_position, len(head))
+        middle, position = image_positions(position, rows, cols)
+        last, self._next_position = text_positions(position, len(after))
+        embeds = np.concatenate((engine.embeddings[head], image, engine.embeddings[after]))
+        self._pending = []
+        self._step(embeds, np.concatenate((first, middle, last), 1))
+        self.spent.prefill += _ms_since(clock)
+
+    def say(self, matcher: Matcher) -> list[Token]:
+        """Lets the model speak one turn, greedily, inside the grammar."""
+        clock, engine, said = time.perf_counter(), self.engine, list[Token]()
+        while True:
+            forced = matcher.forced()
+            self._pending += forced
+            said += [Token(token, engine.texts[token], 1.0) for token in forced]
+            if matcher.done:
+                break
+            token = self._choose(matcher.allowed(len(engine.texts)))
+            matcher.take([token.id])
+            self._pending.append(token.id)
+            said.append(token)
+        self.spent.generate += _ms_since(clock)
+        return said
+
+    def _choose(self, allowed: NDArray[np.intp]) -> Token:
+        """The likeliest allowed token after everything said so far."""
+        if self._pending:
+            positions, self._next_position = text_positions(self._next_position, len(self._pending))
+            embeds, self._pending = self.engine.embeddings[self._pending], []
+            self._step(embeds, positions)
+        assert self._logits is not None and len(allowed), "nothing was shown, or the grammar allows nothing"
+        logits = self._logits[allowed].astype(np.float64)
+        weights = np.exp(logits - logits.max())
+        weights /= weights.sum()
+        best = int(weights.argmax())
+        values, expected = self.engine.scores[allowed], None
+        if not np.isnan(values).any():
+            mean = float(weights @ values)
+            expected = (mean, float(np.sqrt(weights @ (values - mean) ** 2)))
+        chosen = int(allowed[best])
+        return Token(chosen, self.engine.texts[chosen], float(weights[best]), expected)
+
+    def _step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64]) -> None:
+        self._logits = self.engine.backend.step(embeds[None], positions[:, None], self.cache)
+
+
+def _ms_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1e3

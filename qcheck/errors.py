@@ -1,0 +1,41 @@
+"""What can go wrong, in the words a user reads. Every message is one line and names the fix where there is one."""
+
+from typing import Final, Literal
+
+PhotoErrorKind = Literal[
+    "not_found", "unreadable", "not_an_image", "truncated", "too_large", "unsupported", "internal"
+]
+
+PHOTO_ERROR_KINDS: Final[tuple[PhotoErrorKind, ...]] = (
+    "not_found",
+    "unreadable",
+    "not_an_image",
+    "truncated",
+    "too_large",
+    "unsupported",
+    "internal",
+)
+
+
+class QcheckError(Exception):
+    """Base of every error that qcheck raises on purpose. `str(error)` is one line for the user."""
+
+
+class UsageError(QcheckError):
+    """The request itself is wrong: an impossible option value, or nothing to judge."""
+
+
+class BundleError(QcheckError):
+    """A model bundle is missing, damaged, or speaks a contract that this version does not."""
+
+
+class EngineError(QcheckError):
+    """The inference runtime cannot serve this request, for instance a photo that needs more cache than there is."""
+
+
+class PhotoError(QcheckError):
+    """One photo cannot be judged. The others still are; this one becomes an error record."""
+
+    def __init__(self, kind: PhotoErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: PhotoErrorKind = kind

@@ -1,0 +1,163 @@
+"""The Q-Probe loop: look at the whole photo, zoom where it is suspicious, think again, answer.
+
+Pure policy over an Engine: what is shown, what may be said, when to stop, and what the words mean on the photo.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from qcheck.engine import Conversation, Engine, Request
+from qcheck.errors import UsageError
+from qcheck.photo import Photo
+from qcheck.prompt import Answer, Call, Sighting, parse_turn
+from qcheck.tiles import Box, View, crop_box, photo_box, view_of, whole
+from qcheck.verdict import MAX_DEFECTS, Budget, Defect, Probe, StoppedBy, Timing, Verdict
+
+DEFAULT_MAX_PROBES: Final = 3
+MOST_PROBES: Final = 64
+# Two reports of one kind are one defect if they overlap this much, or if one lies this much inside the other.
+SAME_IOU: Final = 0.3
+SAME_INSIDE: Final = 0.6
+CLEAN: Final = "clean"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the model may look: `max_probes` crops at most (0: a single pass), and no new crop once `budget_ms`
+    milliseconds (decoding included) are spent or the next one would not fit. Raises UsageError."""
+
+    max_probes: int = DEFAULT_MAX_PROBES
+    budget_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_probes <= MOST_PROBES:
+            raise UsageError(f"--max-probes {self.max_probes}: must be 0 to {MOST_PROBES}")
+        if self.budget_ms is not None and not (math.isfinite(self.budget_ms) and self.budget_ms > 0):
+            raise UsageError(f"--budget-ms {self.budget_ms}: must be more than 0")
+
+
+class Prober:
+    """Judges photos with one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def judge(self, photo: Photo, limits: Limits, *, decode_ms: float = 0.0) -> Verdict:
+        """One photo's verdict. `decode_ms`: what opening it took, for the budget and the record. Raises EngineError."""
+        return _Session(self.engine, photo, limits, decode_ms).run()
+
+
+class _Session:
+    """One photo, from the first look to the verdict."""
+
+    def __init__(self, engine: Engine, photo: Photo, limits: Limits, decode_ms: float) -> None:
+        self.contract, self.engine, self.photo, self.limits, self.decode_ms = engine.contract, engine, photo, limits, decode_ms
+        self.talk: Conversation = engine.conversation()
+        self.started = time.perf_counter()
+        self.last_turn_ms = 0.0
+        self.probes: list[Probe] = []
+        self.defects: list[Defect] = []
+        self.thoughts: list[str] = []
+        self.stopped_by: StoppedBy = "model"
+
+    def run(self) -> Verdict:
+        view = view_of(whole(self.photo.width, self.photo.height), self.contract.global_view)
+        global_view, asked = view, None
+        while True:
+            turn_started = time.perf_counter()
+            move = self._turn(view, asked)
+            self.last_turn_ms = (time.perf_counter() - turn_started) * 1e3
+            if isinstance(move, Answer):
+                return self._verdict(move, global_view)
+            asked = move
+            view = self._crop(move, global_view)
+
+    def _turn(self, view: View, asked: Call | None) -> Call | Answer:
+        """Shows a view (`asked`: the call that brought it) and returns what the model wants next."""
+        may_call = self._may_call(used=len(self.probes) + (asked is not None))
+        kind: Request = "crop" if asked else "first"
+        request: Request = kind if may_call else ("crop_final" if asked else "first_final")
+        self.talk.show(request, self.photo.pixels, view)
+        said = self.talk.say(self.engine.grammar.matcher(after_crop=asked is not None, may_call=may_call))
+        turn = parse_turn(said, self.contract.attributes)
+        if asked is not None:
+            self._note(asked, view, turn.finding)
+        return turn.move
+
+    def _may_call(self, used: int) -> bool:
+        """Whether one more crop is allowed after `used` of them; notes what stands in the way."""
+        self.stopped_by = "model"
+        if used >= self.limits.max_probes:
+            self.stopped_by = "max_probes"
+            return False
+        budget = self.limits.budget_ms
+        if budget is not None and self._elapsed_ms() + 2 * self.last_turn_ms >= budget:
+            # This turn and the crop after it are expected to take as long as the last turn did, each.
+            self.stopped_by = "budget_ms"
+            return False
+        return True
+
+    def _elapsed_ms(self) -> float:
+        return self.decode_ms + (time.perf_counter() - self.started) * 1e3
+
+    def _crop(self, call: Call, global_view: View) -> View:
+        """The crop for a call: its box with context, cut from the original pixels."""
+        # A call that points nowhere gets the whole view again, small: the cap on probes ends such a talk.
+        target = photo_box(call.coords, global_view, self.contract.coordinates) or global_view.box
+        box = crop_box(target, self.contract.crop, self.photo.width, self.photo.height)
+        return view_of(box, self.contract.crop_view)
+
+    def _note(self, call: Call, view: View, finding: Sighting | None) -> None:
+        words = f"{finding.level} {finding.kind}" if finding else CLEAN
+        self.probes.append(Probe(view.box, call.label, view.size, words))
+        self.thoughts.append(f"Crop {len(self.probes)} ({call.label}?): {words}.")
+        if finding:
+            self._add(finding, view)
+
+    def _add(self, sighting: Sighting, view: View) -> None:
+        box = photo_box(sighting.coords, view, self.contract.coordinates)
+        if box is not None:
+            self.defects.append(Defect(sighting.kind, sighting.level, box, sighting.confidence))
+
+    def _verdict(self, answer: Answer, global_view: View) -> Verdict:
+        for sighting in answer.defects:
+            self._add(sighting, global_view)
+        if answer.defects:
+            seen = ", ".join(f"{s.level} {s.kind}" for s in answer.defects)
+            self.thoughts.append(f"Whole view: {seen}.")
+        spent = self.talk.spent
+        timing = Timing(self.decode_ms, spent.tiles, spent.vision, spent.prefill, spent.generate, self._elapsed_ms())
+        photo = self.photo
+        return Verdict(
+            path=photo.path,
+            width=photo.width,
+            height=photo.height,
+            decode_scale=photo.decode_scale,
+            score=answer.score,
+            score_std=answer.score_std,
+            attributes=answer.attributes,
+            defects=merged(self.defects),
+            probes=tuple(self.probes),
+            reasoning=" ".join(self.thoughts),
+            budget=Budget(self.limits.max_probes, len(self.probes), self.stopped_by),
+            model=self.engine.model,
+            engine=self.engine.info,
+            timing_ms=timing,
+        )
+
+
+def merged(defects: list[Defect]) -> tuple[Defect, ...]:
+    """The defects by confidence, highest first, without repeats of the same kind in the same place; at most four."""
+    kept: list[Defect] = []
+    for defect in sorted(defects, key=lambda d: -d.confidence):
+        if not any(other.kind == defect.kind and _same_place(other.box, defect.box) for other in kept):
+            kept.append(defect)
+    return tuple(kept[:MAX_DEFECTS])
+
+
+def _same_place(a: Box, b: Box) -> bool:
+    iou = a.iou(b)
+    overlap = iou / (1 + iou) * (a.area + b.area)
+    return iou >= SAME_IOU or overlap >= SAME_INSIDE * min(a.area, b.area)

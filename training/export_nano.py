@@ -1,0 +1,222 @@
+"""A trained nano as a bundle: two ONNX graphs, embeddings, tokenizer, contract, checksums.
+
+    python training/export_nano.py --run RUN/step2000.pt --card training/MODEL_CARD.md --out qcheck/models/nano [--precision int8]
+
+Precisions: fp32; int8 (weights of the decoder's matrices in blocks of 32, symmetric, activations fp32; the vision graph stays fp32).
+"""
+
+import argparse
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import torch
+import vocabulary as words
+from cells import CELL_PX, IMAGENET_MEAN, IMAGENET_STD
+from degradations import ATTRIBUTES, KINDS
+from nano import Nano, NanoVisual, config
+from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from torch import Tensor, nn
+
+from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle
+from qcheck.contract import (
+    CONTRACT_FILE,
+    FORMAT,
+    IMAGE_TOKENS,
+    INPUTS_EMBEDS,
+    KV_LENGTH,
+    LOGITS,
+    PIXELS,
+    POSITION_IDS,
+    Contract,
+    DecoderSpec,
+    FileEntry,
+    LanguageSpec,
+    PixelSpec,
+    past_name,
+    present_name,
+)
+
+VERSION: Final = "0.1.0"
+LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
+MAX_TOKENS: Final = 8192  # 64 probes of 64 image tokens and their turns
+OPSET: Final = 18
+BLOCK: Final = 32
+
+
+class VisionGraph(nn.Module):
+    def __init__(self, visual: NanoVisual) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.visual.image_tokens(pixels)
+
+
+class DecoderGraph(nn.Module):
+    """The text side with its KV cache in fixed buffers: com.microsoft.GroupQueryAttention, rotary applied outside."""
+
+    def __init__(self, model: Nano) -> None:
+        super().__init__()
+        self.text, self.head = model.model.language_model, model.lm_head
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, kv_length: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+        x, (batch, count, _) = inputs_embeds, inputs_embeds.shape
+        cos, sin = (part[:, None] for part in self.text.rotary_emb(x, position_ids))
+        last = (kv_length + count - 1).to(torch.int32)
+        total = (kv_length + count).max().to(torch.int32)
+        present: list[Tensor] = []
+        for index, layer in enumerate(self.text.layers):
+            attention, h = layer.self_attn, layer.input_layernorm(x)
+            q, k, v = (p(h).view(batch, count, -1, attention.head_dim).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+            q, k = q * cos + rotated(q) * sin, k * cos + rotated(k) * sin
+            keys, values = past[2 * index], past[2 * index + 1]
+            heads, kv_heads = q.shape[1], k.shape[1]
+            q, k, v = (part.transpose(1, 2).reshape(batch, count, -1) for part in (q, k, v))
+            out, keys, values = torch.onnx.ops.symbolic_multi_out(
+                "com.microsoft::GroupQueryAttention",
+                (q, k, v, keys, values, last, total),
+                {"num_heads": heads, "kv_num_heads": kv_heads, "scale": attention.scaling, "do_rotary": 0},
+                dtypes=(q.dtype, keys.dtype, values.dtype),
+                shapes=(q.shape, keys.shape, values.shape),
+                version=1,
+            )
+            x = x + attention.o_proj(out)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            present += [keys, values]
+        return self.head(self.text.norm(x)[:, -1:]), *present
+
+
+def rotated(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), -1)
+
+
+def export_vision(model: Nano, path: Path) -> None:
+    sides = (2 * CELL_PX * torch.export.Dim(name, min=1, max=128) for name in ("token_rows", "token_cols"))
+    program = torch.onnx.export(
+        VisionGraph(model.model.visual).eval(),
+        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX),),
+        input_names=[PIXELS],
+        output_names=[IMAGE_TOKENS],
+        dynamic_shapes=(dict(zip((2, 3), sides, strict=True)),),
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+    )
+    program.save(str(path), external_data=False)
+
+
+def export_decoder(model: Nano, spec: DecoderSpec, path: Path) -> None:
+    slots = [(layer, part) for layer in range(spec.layers) for part in ("key", "value")]
+    count = torch.export.Dim("count", min=1, max=spec.max_tokens)
+    capacity = torch.export.Dim("capacity", min=2, max=1 << 16)
+    past = [torch.zeros(1, spec.kv_heads, 16, spec.head_dim) for _ in slots]
+    program = torch.onnx.export(
+        DecoderGraph(model).eval(),
+        (),
+        kwargs={
+            "inputs_embeds": torch.zeros(1, 5, spec.hidden),
+            "position_ids": torch.zeros(3, 1, 5, dtype=torch.long),
+            "kv_length": torch.zeros(1, dtype=torch.long),
+            "past": past,
+        },
+        dynamic_shapes={"inputs_embeds": {1: count}, "position_ids": {2: count}, "kv_length": {}, "past": [{2: capacity}] * len(past)},
+        input_names=[INPUTS_EMBEDS, POSITION_IDS, KV_LENGTH, *(past_name(*slot) for slot in slots)],
+        output_names=[LOGITS, *(present_name(*slot) for slot in slots)],
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+    )
+    program.save(str(path), external_data=False)
+
+
+def quantise(path: Path) -> None:
+    """Weights to 8 bits in place: round to nearest, symmetric, blocks of 32 inputs; computed in int8 where the CPU can."""
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(path),
+        algo_config=DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8),
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path), False)
+
+
+def write_safetensor(path: Path, name: str, tensor: Tensor) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().float().contiguous()}, str(path))
+
+
+def entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def load(checkpoint: Path) -> tuple[Nano, Any]:
+    """The model of a training checkpoint, in eval mode, and its tokenizer."""
+    tokenizer = words.build()
+    model = Nano(config(tokenizer))
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    return model.eval(), tokenizer
+
+
+def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
+    """Writes a bundle: into a temporary directory beside `out` first, so that no half-written one can be loaded."""
+    model, tokenizer = load(checkpoint)
+    text = model.config.text_config
+    spec = DecoderSpec(text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads, text.hidden_size, MAX_TOKENS)
+    work = out.with_name(out.name + ".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    with torch.inference_mode():
+        export_vision(model, work / "vision.onnx")
+        export_decoder(model, spec, work / "decoder.onnx")
+    if precision == "int8":
+        quantise(work / "decoder.onnx")
+    write_safetensor(work / "embeddings.safetensors", EMBEDDINGS_TENSOR, model.get_input_embeddings().weight)
+    tokenizer.save(str(work / "tokenizer.json"), pretty=False)
+    shutil.copyfile(card, work / "MODEL_CARD.md")
+    names = {"vision": "vision.onnx", "decoder": "decoder.onnx", "embeddings": "embeddings.safetensors", "tokenizer": "tokenizer.json", "card": "MODEL_CARD.md"}
+    contract = Contract(
+        format=FORMAT,
+        name="nano",
+        version=VERSION,
+        licence=LICENCE,
+        precision=precision,
+        kinds=KINDS,
+        attributes=ATTRIBUTES,
+        coordinates="relative_1000",
+        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD),
+        global_view=GLOBAL_VIEW,
+        crop_view=CROP_VIEW,
+        crop=CROP,
+        decoder=spec,
+        language=LanguageSpec(
+            "probe-json", words.FIRST, words.FIRST_FINAL, words.CROP, words.CROP_FINAL, words.IMAGE, words.SCORE_TOKENS, words.COORDINATE_TOKENS
+        ),
+        files={part: entry(work / name) for part, name in names.items()},
+    )
+    (work / CONTRACT_FILE).write_text(contract.to_json(), encoding="utf-8")
+    bundle = Bundle.open(work)
+    shutil.rmtree(out, ignore_errors=True)
+    work.rename(out)
+    return Bundle.open(out) if bundle else bundle
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a checkpoint of sft.py")
+    parser.add_argument("--card", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="int8")
+    args = parser.parse_args()
+    bundle = export(args.run, args.card, args.out, args.precision)
+    total = sum(file.bytes for file in bundle.contract.files.values())
+    print(f"{bundle.directory}: {bundle.contract.precision}, {total / 1e6:.1f} MB, sha256 {bundle.sha256[:16]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Where the training photos are and who may see which: splits by content hash (rated) and by source (pristine)."""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+Split = Literal["train", "dev", "test"]
+RATED_DEV_SHARE: Final = 0.08
+RATED_TEST_SHARE: Final = 0.16
+PRISTINE_DEV_SHARE: Final = 0.08
+PRISTINE_TEST_SHARE: Final = 0.34
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A photo with a mean opinion score, mapped to 1..5."""
+
+    path: Path
+    score: float
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A clean high-resolution photo to be damaged."""
+
+    path: Path
+    split: Split
+
+
+def content_share(path: Path, salt: str = "qcheck-1") -> float:
+    """A number in [0, 1) that depends on the file's bytes alone."""
+    digest = hashlib.sha256(salt.encode() + path.read_bytes()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_of(share: float, test: float, dev: float) -> Split:
+    return "test" if share < test else "dev" if share < test + dev else "train"
+
+
+def rated_photos(folder: Path) -> list[Rated]:
+    """The photos of a folder with `mos.csv` (filename, mos in 0..1) and `images/`, in file order."""
+    with (folder / "mos.csv").open(newline="") as table:
+        rows = [(folder / "images" / row["filename"], float(row["mos"])) for row in csv.DictReader(table)]
+    return [Rated(path, 1 + 4 * mos, split_of(content_share(path), RATED_TEST_SHARE, RATED_DEV_SHARE)) for path, mos in rows]
+
+
+def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:
+    """The clean photos of a folder with `photos.csv` (file, role); `large` and `extra` ones only ever train."""
+    sources = []
+    with (folder / "photos.csv").open(newline="") as table:
+        for row in csv.DictReader(table):
+            path = folder / row["file"]
+            if row["role"] == "pristine":
+                sources.append(Source(path, split_of(content_share(path), PRISTINE_TEST_SHARE, PRISTINE_DEV_SHARE)))
+            elif row["role"] == "large":
+                sources.append(Source(path, "train"))
+    if extra is not None:
+        sources += [Source(path, "train") for path in sorted(extra.iterdir()) if path.suffix.lower() in {".jpg", ".png"}]
+    return sources

@@ -1,0 +1,48 @@
+"""nano's own vocabulary: the chunks of the dialect, kinds, levels and numbers as single tokens, and a small byte-level
+BPE for the words of the prompt."""
+
+from typing import Final
+
+from degradations import ATTRIBUTES, KINDS
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from qcheck import prompt
+from qcheck.verdict import DEFECT_LEVELS
+
+PAD: Final = "<|endoftext|>"
+IMAGE: Final = "<|image_pad|>"
+VISION_START: Final = "<|vision_start|>"
+VISION_END: Final = "<|vision_end|>"
+CONTROL: Final = (PAD, "<|im_start|>", VISION_START, VISION_END, IMAGE, "<tool_response>", "</tool_response>")
+SCORE_TOKENS: Final = tuple(f"{tenths / 10:.1f}" for tenths in range(10, 51))
+COORDINATE_STEP: Final = 10
+COORDINATE_TOKENS: Final = tuple(str(value) for value in range(0, 1001, COORDINATE_STEP))
+
+_ASSISTANT: Final = "<|im_end|>\n<|im_start|>assistant\n"
+_PICTURE: Final = f"{VISION_START}{prompt.IMAGE_SLOT}{VISION_END}"
+_FIRST: Final = f"<|im_start|>user\n{_PICTURE}Rate this photo. "
+_CROP: Final = f"\n<|im_start|>user\n<tool_response>{_PICTURE}</tool_response>"
+MAY_ZOOM: Final = "Zoom or answer."
+MUST_ANSWER: Final = "Answer now."
+FIRST: Final = _FIRST + MAY_ZOOM + _ASSISTANT
+FIRST_FINAL: Final = _FIRST + MUST_ANSWER + _ASSISTANT
+CROP: Final = _CROP + MAY_ZOOM + _ASSISTANT
+CROP_FINAL: Final = _CROP + MUST_ANSWER + _ASSISTANT
+
+
+def build() -> Tokenizer:
+    """A `tokenizers` tokenizer; the same ids every time."""
+    tokenizer = Tokenizer(models.BPE())
+    # ByteLevel, because llguidance takes no other kind.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    singles = [*CONTROL, *prompt.CHUNKS, *map(prompt.attribute_chunk, ATTRIBUTES), *KINDS, *DEFECT_LEVELS, *SCORE_TOKENS, *COORDINATE_TOKENS]
+    texts = [text.replace(prompt.IMAGE_SLOT, "") for text in (FIRST, FIRST_FINAL, CROP, CROP_FINAL)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(singles) + 256 + 64,
+        special_tokens=[AddedToken(text, special=True, normalized=False) for text in singles],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts * 4, trainer)
+    return tokenizer
