@@ -137,7 +137,9 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         _expect(value in typing.get_args(kind), at, f"one of {', '.join(map(str, typing.get_args(kind)))}")
         return value
     number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-    _expect(number or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))), at, f"a {kind.__name__}")
+    _expect(
+        number or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))), at, f"a {kind.__name__}"
+    )
     return float(value) if kind is float else value
 
 

@@ -46,7 +46,9 @@ class Spent:
 class Engine:
     """Weights, vocabulary and grammars of a bundle; safe to share between conversations, one at a time."""
 
-    def __init__(self, contract: Contract, model: ModelInfo, backend: Backend, tokenizer: Any, embeddings: NDArray[np.float32]) -> None:
+    def __init__(
+        self, contract: Contract, model: ModelInfo, backend: Backend, tokenizer: Any, embeddings: NDArray[np.float32]
+    ) -> None:
         """`tokenizer`: a `tokenizers.Tokenizer`; `embeddings`: (vocabulary, hidden)."""
         self.contract, self.model, self.backend, self.embeddings = contract, model, backend, embeddings
         self.grammar = Grammar(contract, tokenizer)

@@ -2,9 +2,7 @@
 
 from typing import Final, Literal
 
-PhotoErrorKind = Literal[
-    "not_found", "unreadable", "not_an_image", "truncated", "too_large", "unsupported", "internal"
-]
+PhotoErrorKind = Literal["not_found", "unreadable", "not_an_image", "truncated", "too_large", "unsupported", "internal"]
 
 PHOTO_ERROR_KINDS: Final[tuple[PhotoErrorKind, ...]] = (
     "not_found",

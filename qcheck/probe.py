@@ -5,6 +5,7 @@ Pure policy over an Engine: what is shown, what may be said, when to stop, and w
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from qcheck.engine import Conversation, Engine, Request
 from qcheck.errors import UsageError
 from qcheck.photo import Photo
 from qcheck.prompt import Answer, Call, Sighting, parse_turn
-from qcheck.tiles import Box, View, crop_box, photo_box, view_of, whole
+from qcheck.tiles import Box, CropSpec, View, crop_box, photo_box, view_of, whole
 from qcheck.verdict import MAX_DEFECTS, Budget, Defect, Probe, StoppedBy, Timing, Verdict
 
 DEFAULT_MAX_PROBES: Final = 3
@@ -21,6 +22,9 @@ MOST_PROBES: Final = 64
 SAME_IOU: Final = 0.3
 SAME_INSIDE: Final = 0.6
 CLEAN: Final = "clean"
+
+# From what the model pointed at (photo pixels), the contract's crop rule, and the photo's width and height: the crop.
+Aim = Callable[[Box, CropSpec, int, int], Box]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +45,21 @@ class Limits:
 class Prober:
     """Judges photos with one engine."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, *, aim: Aim = crop_box) -> None:
+        """`aim` decides what part of the photo a call gets; only experiments (random crops, say) need another one."""
+        self.engine, self.aim = engine, aim
 
     def judge(self, photo: Photo, limits: Limits, *, decode_ms: float = 0.0) -> Verdict:
         """One photo's verdict. `decode_ms`: what opening it took, for the budget and the record. Raises EngineError."""
-        return _Session(self.engine, photo, limits, decode_ms).run()
+        return _Session(self.engine, self.aim, photo, limits, decode_ms).run()
 
 
 class _Session:
     """One photo, from the first look to the verdict."""
 
-    def __init__(self, engine: Engine, photo: Photo, limits: Limits, decode_ms: float) -> None:
-        self.contract, self.engine, self.photo, self.limits, self.decode_ms = engine.contract, engine, photo, limits, decode_ms
+    def __init__(self, engine: Engine, aim: Aim, photo: Photo, limits: Limits, decode_ms: float) -> None:
+        self.engine, self.contract, self.aim = engine, engine.contract, aim
+        self.photo, self.limits, self.decode_ms = photo, limits, decode_ms
         self.talk: Conversation = engine.conversation()
         self.started = time.perf_counter()
         self.last_turn_ms = 0.0
@@ -106,7 +112,7 @@ class _Session:
         """The crop for a call: its box with context, cut from the original pixels."""
         # A call that points nowhere gets the whole view again, small: the cap on probes ends such a talk.
         target = photo_box(call.coords, global_view, self.contract.coordinates) or global_view.box
-        box = crop_box(target, self.contract.crop, self.photo.width, self.photo.height)
+        box = self.aim(target, self.contract.crop, self.photo.width, self.photo.height)
         return view_of(box, self.contract.crop_view)
 
     def _note(self, call: Call, view: View, finding: Sighting | None) -> None:

@@ -51,6 +51,7 @@ class Said(Protocol):
     def probability(self) -> float:
         """Of this token among those the grammar allowed, 0..1."""
         ...
+
     @property
     def expected(self) -> tuple[float, float] | None:
         """Where a score was read out: its expected value and spread over the score tokens."""
@@ -85,7 +86,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the model said in one turn: after a crop first what it found there (None: clean), then a call or an answer."""
+    """What the model said in one turn: after a crop what it found there (None: clean), then a call or an answer."""
 
     looked: bool
     finding: Sighting | None
@@ -156,7 +157,7 @@ def _answer(reader: _Reader, attributes: Sequence[str]) -> Answer:
     reader.take(ANSWER_OPEN)
     score, score_std = reader.score()
     reader.take(DEFECTS_OPEN)
-    defects = []
+    defects: list[Sighting] = []
     while reader.sees(DEFECT_OPEN) or reader.sees(COMMA):
         # The choice to name one more defect is the choice of its opening token, or of the comma before it.
         presence = reader.take().probability

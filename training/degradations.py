@@ -30,7 +30,9 @@ OVER_GAIN: Final = (1.4, 1.8, 2.4, 3.2, 4.5)  # in linear light
 UNDER_GAIN: Final = (0.6, 0.42, 0.28, 0.18, 0.1)
 COLOR_SHIFT: Final = (14.0, 24.0, 38.0, 56.0, 80.0)  # of 255, opposite ways in two channels
 
-LINEAR: Final = np.where(np.arange(256) <= 10.31475, np.arange(256) / 255 / 12.92, ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4)
+LINEAR: Final = np.where(
+    np.arange(256) <= 10.31475, np.arange(256) / 255 / 12.92, ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4
+)
 
 
 def _to_u8(values: NDArray[np.floating]) -> Pixels:
@@ -44,7 +46,11 @@ def _from_linear(light: NDArray[np.floating]) -> Pixels:
 
 def _filtered(pixels: Pixels, kernel: NDArray[np.floating]) -> Pixels:
     pad = kernel.shape[0] // 2
-    light = np.pad(LINEAR[pixels].astype(np.float32), ((pad, pad), (pad, pad), (0, 0)), mode="reflect" if min(pixels.shape[:2]) > pad else "edge")
+    light = np.pad(
+        LINEAR[pixels].astype(np.float32),
+        ((pad, pad), (pad, pad), (0, 0)),
+        mode="reflect" if min(pixels.shape[:2]) > pad else "edge",
+    )
     return _from_linear(oaconvolve(light, kernel.astype(np.float32)[:, :, None], mode="valid", axes=(0, 1)))
 
 
@@ -99,7 +105,9 @@ def pixelation(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def oversharpen(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    sharp = ImageFilter.UnsharpMask(radius=rng.uniform(1.2, 2.0), percent=int(100 * SHARPEN_AMOUNT[level - 1]), threshold=0)
+    sharp = ImageFilter.UnsharpMask(
+        radius=rng.uniform(1.2, 2.0), percent=int(100 * SHARPEN_AMOUNT[level - 1]), threshold=0
+    )
     return np.asarray(Image.fromarray(pixels).filter(sharp))
 
 
@@ -157,7 +165,7 @@ class Damage:
 
 
 def soft_mask(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(height, width) float32 in 0..1: a superellipse that touches the sides of its box at half strength, with a soft rim."""
+    """(height, width) float32 in 0..1: a superellipse that reaches its box at half strength, with a soft rim."""
     power = rng.uniform(2, 6)
     y = np.abs(np.linspace(-1, 1, height))[:, None] ** power
     x = np.abs(np.linspace(-1, 1, width))[None] ** power
@@ -168,7 +176,10 @@ def soft_mask(height: int, width: int, rng: np.random.Generator) -> NDArray[np.f
 
 def texture(gray: NDArray[np.floating]) -> float:
     """Mean absolute gradient of a (h, w) grey patch, in 8-bit steps a pixel."""
-    return float(np.abs(convolve1d(gray, [0.5, 0, -0.5], axis=0)).mean() + np.abs(convolve1d(gray, [0.5, 0, -0.5], axis=1)).mean())
+    return float(
+        np.abs(convolve1d(gray, [0.5, 0, -0.5], axis=0)).mean()
+        + np.abs(convolve1d(gray, [0.5, 0, -0.5], axis=1)).mean()
+    )
 
 
 MIN_TEXTURE: Final = 3.0
@@ -176,7 +187,14 @@ MIN_CHANGE: Final = 1.2  # mean absolute change inside the mask, 8-bit steps: be
 
 
 def damage(
-    pixels: Pixels, kind: str, level: int, rng: np.random.Generator, *, size: tuple[float, float], avoid: list[Damage], tries: int = 30
+    pixels: Pixels,
+    kind: str,
+    level: int,
+    rng: np.random.Generator,
+    *,
+    size: tuple[float, float],
+    avoid: list[Damage],
+    tries: int = 30,
 ) -> Damage | None:
     """Damages one region of `pixels` (H, W, 3; changed in place) and says where, or None if no place suits.
 
@@ -218,5 +236,8 @@ def score_drop(level: int, area_share: float) -> float:
 
 def damaged_score(clean: float, damages: list[Damage], width: int, height: int) -> float:
     """The score of a photo of `clean` score after its damages: the worst counts in full, each further one a third."""
-    drops = sorted((score_drop(d.level, (d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) / (width * height)) for d in damages), reverse=True)
+    drops = sorted(
+        (score_drop(d.level, (d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) / (width * height)) for d in damages),
+        reverse=True,
+    )
     return max(WORST_SCORE, clean - sum(drop if i == 0 else drop / 3 for i, drop in enumerate(drops)))

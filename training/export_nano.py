@@ -1,8 +1,8 @@
 """A trained nano as a bundle: two ONNX graphs, embeddings, tokenizer, contract, checksums.
 
-    python training/export_nano.py --run RUN/step2000.pt --card training/MODEL_CARD.md --out qcheck/models/nano [--precision int8]
+    python training/export_nano.py --run RUN/best.pt --card training/MODEL_CARD.md --out qcheck/models/nano
 
-Precisions: fp32; int8 (weights of the decoder's matrices in blocks of 32, symmetric, activations fp32; the vision graph stays fp32).
+Precisions: fp32; int8 (the decoder's matrices in symmetric blocks of 32 weights; the vision graph stays fp32).
 """
 
 import argparse
@@ -63,7 +63,9 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.text, self.head = model.model.language_model, model.lm_head
 
-    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, kv_length: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, kv_length: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         x, (batch, count, _) = inputs_embeds, inputs_embeds.shape
         cos, sin = (part[:, None] for part in self.text.rotary_emb(x, position_ids))
         last = (kv_length + count - 1).to(torch.int32)
@@ -71,7 +73,10 @@ class DecoderGraph(nn.Module):
         present: list[Tensor] = []
         for index, layer in enumerate(self.text.layers):
             attention, h = layer.self_attn, layer.input_layernorm(x)
-            q, k, v = (p(h).view(batch, count, -1, attention.head_dim).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+            q, k, v = (
+                p(h).view(batch, count, -1, attention.head_dim).transpose(1, 2)
+                for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             q, k = q * cos + rotated(q) * sin, k * cos + rotated(k) * sin
             keys, values = past[2 * index], past[2 * index + 1]
             heads, kv_heads = q.shape[1], k.shape[1]
@@ -124,7 +129,12 @@ def export_decoder(model: Nano, spec: DecoderSpec, path: Path) -> None:
             "kv_length": torch.zeros(1, dtype=torch.long),
             "past": past,
         },
-        dynamic_shapes={"inputs_embeds": {1: count}, "position_ids": {2: count}, "kv_length": {}, "past": [{2: capacity}] * len(past)},
+        dynamic_shapes={
+            "inputs_embeds": {1: count},
+            "position_ids": {2: count},
+            "kv_length": {},
+            "past": [{2: capacity}] * len(past),
+        },
         input_names=[INPUTS_EMBEDS, POSITION_IDS, KV_LENGTH, *(past_name(*slot) for slot in slots)],
         output_names=[LOGITS, *(present_name(*slot) for slot in slots)],
         dynamo=True,
@@ -135,7 +145,7 @@ def export_decoder(model: Nano, spec: DecoderSpec, path: Path) -> None:
 
 
 def quantise(path: Path) -> None:
-    """Weights to 8 bits in place: round to nearest, symmetric, blocks of 32 inputs; computed in int8 where the CPU can."""
+    """Weights to 8 bits in place: round to nearest, symmetric, blocks of 32; computed in int8 where the CPU can."""
     quantizer = MatMulNBitsQuantizer(
         onnx.load(path),
         algo_config=DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8),
@@ -167,7 +177,13 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
     """Writes a bundle: into a temporary directory beside `out` first, so that no half-written one can be loaded."""
     model, tokenizer = load(checkpoint)
     text = model.config.text_config
-    spec = DecoderSpec(text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads, text.hidden_size, MAX_TOKENS)
+    spec = DecoderSpec(
+        text.num_hidden_layers,
+        text.num_key_value_heads,
+        text.hidden_size // text.num_attention_heads,
+        text.hidden_size,
+        MAX_TOKENS,
+    )
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -179,7 +195,13 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
     write_safetensor(work / "embeddings.safetensors", EMBEDDINGS_TENSOR, model.get_input_embeddings().weight)
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
     shutil.copyfile(card, work / "MODEL_CARD.md")
-    names = {"vision": "vision.onnx", "decoder": "decoder.onnx", "embeddings": "embeddings.safetensors", "tokenizer": "tokenizer.json", "card": "MODEL_CARD.md"}
+    names = {
+        "vision": "vision.onnx",
+        "decoder": "decoder.onnx",
+        "embeddings": "embeddings.safetensors",
+        "tokenizer": "tokenizer.json",
+        "card": "MODEL_CARD.md",
+    }
     contract = Contract(
         format=FORMAT,
         name="nano",
@@ -195,15 +217,22 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
         crop=CROP,
         decoder=spec,
         language=LanguageSpec(
-            "probe-json", words.FIRST, words.FIRST_FINAL, words.CROP, words.CROP_FINAL, words.IMAGE, words.SCORE_TOKENS, words.COORDINATE_TOKENS
+            "probe-json",
+            words.FIRST,
+            words.FIRST_FINAL,
+            words.CROP,
+            words.CROP_FINAL,
+            words.IMAGE,
+            words.SCORE_TOKENS,
+            words.COORDINATE_TOKENS,
         ),
         files={part: entry(work / name) for part, name in names.items()},
     )
     (work / CONTRACT_FILE).write_text(contract.to_json(), encoding="utf-8")
-    bundle = Bundle.open(work)
+    Bundle.open(work)
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
-    return Bundle.open(out) if bundle else bundle
+    return Bundle.open(out)
 
 
 def main() -> None:

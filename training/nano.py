@@ -36,7 +36,11 @@ def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6) -> Qwen2_5_
         "vocab_size": tokenizer.get_vocab_size(),
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16],
+        },
         "bos_token_id": None,
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "pad_token_id": tokenizer.token_to_id(words.PAD),
@@ -88,7 +92,7 @@ class NanoVisual(nn.Module):
         x = self.from_cells(cells) + self.from_summary(summaries) + self.from_position(places)
         x = self.norm(x + self.mix(x))
         if self.training:
-            x = x * (torch.rand(len(x), 1, device=x.device) >= TOKEN_DROP)
+            x = x * (torch.rand(x.shape[0], 1, device=x.device) >= TOKEN_DROP)
         return x
 
     def gathered(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,14 +106,14 @@ class NanoVisual(nn.Module):
             x = x + NOISE * torch.randn_like(x)
         x = x.reshape(rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).permute(0, 2, 1, 3, 4)
         x = x.reshape(rows * cols, CELLS_PER_TOKEN * CELL_CHANNELS)
-        return x, summary.expand(len(x), 2 * CELL_CHANNELS), positions(rows, cols, x)
+        return x, summary.expand(x.shape[0], 2 * CELL_CHANNELS), positions(rows, cols, x)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(1, 3, h, w) normalised pixels -> (h/64 * w/64, hidden)."""
         return self.tokens([self.encoder(pixels)])
 
     def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Qwen's call: `hidden_states` (patches of all images, 3*16*16) in merge-block order, `grid_thw` (images, 3)."""
+        """Qwen's call. `hidden_states`: all images' patches, (n, 3*16*16), merge-block order; `grid_thw`: (images, 3)."""
         views, start = [], 0
         for _, rows, cols in grid_thw.tolist():
             patches = hidden_states[start : start + rows * cols]
@@ -129,7 +133,7 @@ def positions(rows: int, cols: int, like: Tensor) -> Tensor:
     octaves = math.pi * 2.0 ** torch.arange(POSITION_FREQUENCIES, device=like.device, dtype=torch.float32)
     waves = torch.cat((torch.sin(place * octaves), torch.cos(place * octaves)), -1).flatten(1)
     size = torch.stack((torch.log(0 * y[0] + rows), torch.log(0 * x[0] + cols))) / 3
-    return torch.cat((waves, place[:, :, 0], size.expand(len(waves), 2)), -1)
+    return torch.cat((waves, place[:, :, 0], size.expand(waves.shape[0], 2)), -1)
 
 
 class Nano(Qwen2_5_VLForConditionalGeneration):

@@ -44,7 +44,9 @@ def rated_photos(folder: Path) -> list[Rated]:
     """The photos of a folder with `mos.csv` (filename, mos in 0..1) and `images/`, in file order."""
     with (folder / "mos.csv").open(newline="") as table:
         rows = [(folder / "images" / row["filename"], float(row["mos"])) for row in csv.DictReader(table)]
-    return [Rated(path, 1 + 4 * mos, split_of(content_share(path), RATED_TEST_SHARE, RATED_DEV_SHARE)) for path, mos in rows]
+    return [
+        Rated(path, 1 + 4 * mos, split_of(content_share(path), RATED_TEST_SHARE, RATED_DEV_SHARE)) for path, mos in rows
+    ]
 
 
 def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:
@@ -58,5 +60,7 @@ def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:
             elif row["role"] == "large":
                 sources.append(Source(path, "train"))
     if extra is not None:
-        sources += [Source(path, "train") for path in sorted(extra.iterdir()) if path.suffix.lower() in {".jpg", ".png"}]
+        sources += [
+            Source(path, "train") for path in sorted(extra.iterdir()) if path.suffix.lower() in {".jpg", ".png"}
+        ]
     return sources

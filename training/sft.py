@@ -30,6 +30,7 @@ SCORE_SIGMA: Final = 0.25
 COORDINATE_SIGMA: Final = 15.0  # of 1000
 EXPECTED_WEIGHT: Final = 1.0
 EMA_DECAY: Final = 0.998
+SHORT_CHUNKS: Final = 3
 
 
 class Samples:
@@ -64,7 +65,10 @@ class Targets:
         coordinates = torch.tensor([tokenizer.token_to_id(t) for t in words.COORDINATE_TOKENS])
         values = torch.tensor([float(t) for t in words.COORDINATE_TOKENS])
         self.table = torch.eye(size)
-        for ids, numbers, sigma in ((self.score_ids, self.score_values, SCORE_SIGMA), (coordinates, values, COORDINATE_SIGMA)):
+        for ids, numbers, sigma in (
+            (self.score_ids, self.score_values, SCORE_SIGMA),
+            (coordinates, values, COORDINATE_SIGMA),
+        ):
             soft = torch.softmax(-((numbers[:, None] - numbers[None]) ** 2) / (2 * sigma**2), 1)
             self.table[ids] = 0
             self.table[ids[:, None], ids[None]] = soft
@@ -84,7 +88,9 @@ class Trainer:
             n = len(e.tokens)
             ids[row, :n], weights[row, :n] = torch.tensor(e.tokens), torch.tensor(e.weights)
             places[:, row, :n] = torch.from_numpy(np.concatenate(e.positions, 1))
-        seen = self.model.model.visual.tokens([torch.from_numpy(v.astype(np.float32)) for e in examples for v in e.views])
+        seen = self.model.model.visual.tokens(
+            [torch.from_numpy(v.astype(np.float32)) for e in examples for v in e.views]
+        )
         embeds = self.model.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter((ids == self.image_id)[:, :, None].expand_as(embeds), seen.to(embeds.dtype))
         # No mask: padding is on the right, so that causal attention never reads it, and the fast kernel takes no mask.
@@ -116,7 +122,9 @@ def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
             average[name].lerp_(value, 1 - decay)
 
 
-def statistics(samples: list[tuple[dict[str, Any], NDArray[np.float16]]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def statistics(
+    samples: list[tuple[dict[str, Any], NDArray[np.float16]]], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Mean and spread of every cell channel over some hundred views."""
     parts = []
     for i in rng.choice(len(samples), min(400, len(samples)), replace=False):
@@ -170,7 +178,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
-    parser.add_argument("--batch", type=int, nargs=4, default=(16, 10, 6, 8), metavar=("RATED", "PATCHED", "WHOLE", "LOCAL"))
+    parser.add_argument(
+        "--batch", type=int, nargs=4, default=(16, 10, 6, 8), metavar=("RATED", "PATCHED", "WHOLE", "LOCAL")
+    )
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +207,10 @@ def main() -> None:
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [{"params": [p for p in weights if p.ndim > 1], "weight_decay": args.decay}, {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0}],
+        [
+            {"params": [p for p in weights if p.ndim > 1], "weight_decay": args.decay},
+            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+        ],
         lr=args.rate,
         betas=(0.9, 0.98),
     )
@@ -209,7 +222,10 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
         rng.bit_generator.state = state["rng"]
-    print(f"{sum(p.numel() for p in weights) / 1e6:.2f} M trained weights; {({k: len(v) for k, v in train.items()})}", flush=True)
+    print(
+        f"{sum(p.numel() for p in weights) / 1e6:.2f} M trained weights; { ({k: len(v) for k, v in train.items()}) }",
+        flush=True,
+    )
     metrics = (args.out / "metrics.jsonl").open("a")
     started, best = time.monotonic(), -1.0
     model.train()
@@ -218,18 +234,24 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * along)))
         seen: dict[str, float] = {}
-        # Two micro-batches, so that short conversations are not padded to the length of long ones.
-        for part in (kinds[:3], kinds[3:]):
+        # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
+        for part, chunks in ((kinds[:3], SHORT_CHUNKS), (kinds[3:], 1)):
             examples = [
                 narrate(kind, rng)(train[kind][i])
                 for kind in part
                 for i in rng.integers(0, len(train[kind]), args.batch[kinds.index(kind)])
             ]
-            loss, parts = trainer.loss(examples)
-            if not math.isfinite(parts["loss"]):
-                raise SystemExit(f"step {step}: the loss is not finite; the last good state is {args.out / 'last.pt'}")
-            loss.backward()
-            seen |= {f"{part[0]}_{k}": v for k, v in parts.items()}
+            examples.sort(key=lambda e: len(e.tokens))
+            for chunk in range(chunks):
+                some = examples[len(examples) * chunk // chunks : len(examples) * (chunk + 1) // chunks]
+                loss, parts = trainer.loss(some)
+                if not math.isfinite(parts["loss"]):
+                    raise SystemExit(
+                        f"step {step}: the loss is not finite; the last good state is {args.out / 'last.pt'}"
+                    )
+                (loss * len(some) / len(examples)).backward()
+                for name, value in parts.items():
+                    seen[f"{part[0]}_{name}"] = seen.get(f"{part[0]}_{name}", 0.0) + value * len(some) / len(examples)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -237,7 +259,11 @@ def main() -> None:
         if (step + 1) % 20 == 0:
             spent = time.monotonic() - started
             eta = spent / (step + 1 - first) * (args.steps - step - 1)
-            print(f"step {step + 1}/{args.steps} eta {eta / 60:.0f} min " + " ".join(f"{k} {v:.3f}" for k, v in seen.items()), flush=True)
+            print(
+                f"step {step + 1}/{args.steps} eta {eta / 60:.0f} min "
+                + " ".join(f"{k} {v:.3f}" for k, v in seen.items()),
+                flush=True,
+            )
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             live = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average, strict=False)
@@ -247,7 +273,16 @@ def main() -> None:
                 best = result["dev_srcc"]
             save(args.out / f"step{step + 1}.pt", {"model": model.state_dict(), "step": step + 1, "result": result})
             model.load_state_dict(live)
-            save(args.out / "last.pt", {"model": live, "optimizer": optimizer.state_dict(), "average": average, "step": step + 1, "rng": rng.bit_generator.state})
+            save(
+                args.out / "last.pt",
+                {
+                    "model": live,
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step + 1,
+                    "rng": rng.bit_generator.state,
+                },
+            )
             metrics.write(json.dumps({"step": step + 1, **result, **seen}) + "\n")
             metrics.flush()
             print(json.dumps(result), flush=True)

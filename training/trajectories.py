@@ -28,7 +28,9 @@ SEEN_SHARE: Final = 0.25  # one that holds less than this does not show it
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 DECISION_WEIGHT: Final = 1.0
 SCORE_WEIGHT: Final = 4.0
-FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.THINK_CLEAN, prompt.DEFECTS_CLOSE, prompt.DEFECT_OPEN))
+FREE: Final = frozenset(
+    (prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.THINK_CLEAN, prompt.DEFECTS_CLOSE, prompt.DEFECT_OPEN)
+)
 
 
 @dataclass(slots=True)
@@ -112,7 +114,9 @@ def overlap(a: Box, b: Box) -> Box | None:
 class Narrator:
     """Turns cached samples into conversations, another one each time."""
 
-    def __init__(self, speller: Speller, cells: Callable[[dict[str, Any]], NDArray[np.float16]], rng: np.random.Generator) -> None:
+    def __init__(
+        self, speller: Speller, cells: Callable[[dict[str, Any]], NDArray[np.float16]], rng: np.random.Generator
+    ) -> None:
         """`cells`: reads the cells of a sample's view entry."""
         self.speller, self.read, self.rng = speller, cells, rng
 
@@ -132,7 +136,9 @@ class Narrator:
         if zoom:
             for turn in range(int(rng.integers(1, 4))):
                 crop = self.window(cells, 0.5)
-                self.speller.say(example, prompt.spell_call(coordinate_tokens(np.sort(rng.uniform(0, 1000, 4))), self.any_kind()), 0)
+                self.speller.say(
+                    example, prompt.spell_call(coordinate_tokens(np.sort(rng.uniform(0, 1000, 4))), self.any_kind()), 0
+                )
                 self.speller.request(example, words.CROP_FINAL if turn == 2 or rng.random() < 0.5 else words.CROP, crop)
                 self.speller.say(example, prompt.spell_finding(None), 0)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(sample["score"])], score=sample["score"])
@@ -166,7 +172,11 @@ class Narrator:
         flip = self.rng.random() < 0.5
         width = sample["width"]
         views = [
-            Shown(Box(width - v.box.x2, v.box.y1, width - v.box.x1, v.box.y2) if flip else v.box, self.flipped(v.cells, flip), v.role)
+            Shown(
+                Box(width - v.box.x2, v.box.y1, width - v.box.x1, v.box.y2) if flip else v.box,
+                self.flipped(v.cells, flip),
+                v.role,
+            )
             for v in self.views(sample)
         ]
         shown, crops = views[0], views[1:]
@@ -175,7 +185,9 @@ class Narrator:
         example = Example()
         plan = self.plan(crops, defects)
         if not plan:
-            self.speller.request(example, words.FIRST_FINAL if defects or self.rng.random() < 0.6 else words.FIRST, shown.cells)
+            self.speller.request(
+                example, words.FIRST_FINAL if defects or self.rng.random() < 0.6 else words.FIRST, shown.cells
+            )
             self.answer(example, sample, shown, defects, attributes)
             return example
         self.speller.request(example, words.FIRST, shown.cells)
@@ -198,7 +210,10 @@ class Narrator:
         truths = [c for c in crops if c.role.startswith("truth")]
         others = [c for c in crops if not c.role.startswith("truth")]
         if not defects:
-            return [others[i] for i in rng.permutation(len(others))[: int(rng.choice((0, 1, 2, 3), p=(0.1, 0.4, 0.25, 0.25)))]]
+            return [
+                others[i]
+                for i in rng.permutation(len(others))[: int(rng.choice((0, 1, 2, 3), p=(0.1, 0.4, 0.25, 0.25)))]
+            ]
         plan = truths[: int(rng.integers(1, len(truths) + 1))]
         for other in others:
             if rng.random() < 0.35:
@@ -240,7 +255,12 @@ class Narrator:
         self.answer(example, sample, shown, left, attributes=None)
 
     def answer(
-        self, example: Example, sample: dict[str, Any], shown: Shown, defects: list[Damage], attributes: dict[str, float] | None
+        self,
+        example: Example,
+        sample: dict[str, Any],
+        shown: Shown,
+        defects: list[Damage],
+        attributes: dict[str, float] | None,
     ) -> None:
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(sample["score"])], score=sample["score"])
         spelled = [(d.kind, DEFECT_LEVELS[d.level - 1], shown.spell(Box(*d.box))) for d in defects]
@@ -248,12 +268,18 @@ class Narrator:
         if attributes is None:
             self.speller.say(example, [prompt.DEFECTS_CLOSE])
         else:
-            self.speller.say(example, prompt.spell_attributes({name: score_token(attributes[name]) for name in ATTRIBUTES}))
+            self.speller.say(
+                example, prompt.spell_attributes({name: score_token(attributes[name]) for name in ATTRIBUTES})
+            )
 
     def defects(self, sample: dict[str, Any], flip: bool) -> list[Damage]:
         width = sample["width"]
         return [
-            Damage(d["kind"], d["level"], (width - d["box"][2], d["box"][1], width - d["box"][0], d["box"][3]) if flip else tuple(d["box"]))
+            Damage(
+                d["kind"],
+                d["level"],
+                (width - d["box"][2], d["box"][1], width - d["box"][0], d["box"][3]) if flip else tuple(d["box"]),
+            )
             for d in sample["defects"]
         ]
 
@@ -288,7 +314,9 @@ def local_attributes(sample: dict[str, Any]) -> dict[str, float]:
     """Each attribute of a locally damaged photo: the score it would have with the damages of that attribute alone."""
     damages = [Damage(d["kind"], d["level"], tuple(d["box"])) for d in sample["defects"]]
     return {
-        name: damaged_score(CLEAN_SCORE, [d for d in damages if ATTRIBUTE_OF[d.kind] == name], sample["width"], sample["height"])
+        name: damaged_score(
+            CLEAN_SCORE, [d for d in damages if ATTRIBUTE_OF[d.kind] == name], sample["width"], sample["height"]
+        )
         for name in ATTRIBUTES
     }
 

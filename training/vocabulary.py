@@ -36,7 +36,15 @@ def build() -> Tokenizer:
     # ByteLevel, because llguidance takes no other kind.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    singles = [*CONTROL, *prompt.CHUNKS, *map(prompt.attribute_chunk, ATTRIBUTES), *KINDS, *DEFECT_LEVELS, *SCORE_TOKENS, *COORDINATE_TOKENS]
+    singles = [
+        *CONTROL,
+        *prompt.CHUNKS,
+        *map(prompt.attribute_chunk, ATTRIBUTES),
+        *KINDS,
+        *DEFECT_LEVELS,
+        *SCORE_TOKENS,
+        *COORDINATE_TOKENS,
+    ]
     texts = [text.replace(prompt.IMAGE_SLOT, "") for text in (FIRST, FIRST_FINAL, CROP, CROP_FINAL)]
     trainer = trainers.BpeTrainer(
         vocab_size=len(singles) + 256 + 64,

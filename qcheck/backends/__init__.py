@@ -23,9 +23,7 @@ class Backend(Protocol):
         """(1, 3, height, width) normalised pixels of a view -> (tokens, hidden)."""
         ...
 
-    def step(
-        self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache
-    ) -> NDArray[np.float32]:
+    def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         """Appends (1, n, hidden) embeddings at (3, 1, n) positions to the cache, in place; logits (vocabulary,) after
         the last of them."""
         ...

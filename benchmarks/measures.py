@@ -1,0 +1,67 @@
+"""Rank correlations and means with bootstrap intervals, resampled by group (source photo) where groups are given."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import curve_fit
+from scipy.stats import pearsonr, spearmanr
+
+RESAMPLES: Final = 1000
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_list(self) -> list[float]:
+        return [round(v, 4) for v in (self.value, self.low, self.high)]
+
+
+def srcc(guess: Values, truth: Values) -> float:
+    return float(spearmanr(guess, truth)[0])
+
+
+def plcc(guess: Values, truth: Values) -> float:
+    """Pearson's correlation after VQEG's four-parameter logistic fit; without the fit where it does not converge."""
+
+    def logistic(x: Values, top: float, bottom: float, middle: float, width: float) -> Values:
+        return bottom + (top - bottom) / (1 + np.exp(-(x - middle) / (abs(width) + 1e-6)))
+
+    start = (truth.max(), truth.min(), float(np.median(guess)), float(guess.std()) + 1e-6)
+    try:
+        fitted, _ = curve_fit(logistic, guess, truth, start, maxfev=10_000)
+        guess = logistic(guess, *fitted)
+    except RuntimeError:
+        pass
+    return float(pearsonr(guess, truth)[0])
+
+
+def bootstrap(
+    figure: Callable[..., float], *columns: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0
+) -> Estimate:
+    """`figure` of the columns, and its spread when rows (or whole groups of rows) are drawn again with replacement."""
+    data = [np.asarray(column, np.float64) for column in columns]
+    rng = np.random.default_rng(seed)
+    labels = np.asarray(groups if groups is not None else range(len(data[0])))
+    members = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        drawn.append(figure(*(column[rows] for column in data)))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return Estimate(figure(*data), float(low), float(high))
+
+
+def mean(values: Values) -> float:
+    return float(np.mean(values))
