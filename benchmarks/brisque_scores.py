@@ -1,6 +1,8 @@
 """BRISQUE (the PyPI package `brisque`) of the photos named on standard input, a number a line; `nan` where it fails.
 
-It needs an environment of its own (numpy < 2.4): python -m venv peers && peers/bin/pip install brisque 'numpy<2.4'
+It needs an environment of its own, because it does not run on numpy 2.4:
+
+    python -m venv peers && peers/bin/pip install brisque opencv-python-headless 'numpy<2.4'
 """
 
 import sys

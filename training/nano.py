@@ -113,7 +113,7 @@ class NanoVisual(nn.Module):
         return self.tokens([self.encoder(pixels)])
 
     def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Qwen's call. `hidden_states`: all images' patches, (n, 3*16*16), merge-block order; `grid_thw`: (images, 3)."""
+        """Qwen's call. `hidden_states`: all patches, (n, 3*16*16), in merge-block order; `grid_thw`: (images, 3)."""
         views, start = [], 0
         for _, rows, cols in grid_thw.tolist():
             patches = hidden_states[start : start + rows * cols]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import vocabulary as words
 from cells import CELL_CHANNELS
-from degradations import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, Damage, damaged_score
+from degradations import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Damage, damaged_score
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -25,6 +25,10 @@ Spelled = tuple[str, str, list[str]]  # kind, level, coordinates
 
 FOUND_SHARE: Final = 0.6  # a crop that holds this much of a damage has found it
 SEEN_SHARE: Final = 0.25  # one that holds less than this does not show it
+UNKNOWN: Final = -100  # what cross-entropy leaves out
+TOKEN_FILLED: Final = 0.4  # a token filled this much by a damage is damaged
+TOKEN_TOUCHED: Final = 0.08
+DAMAGE_INSIDE: Final = 0.3  # so is one that holds this much of a damage
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 DECISION_WEIGHT: Final = 1.0
 SCORE_WEIGHT: Final = 4.0
@@ -36,12 +40,14 @@ FREE: Final = frozenset(
 @dataclass(slots=True)
 class Example:
     """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: cells of each image in order,
-    (rows, cols, CELL_CHANNELS); `positions`: (3, length); `score_at`: where final scores stand, `score`: the truth."""
+    (rows, cols, CELL_CHANNELS); `truths`: what is wrong with each image's tokens, (2, tokens), see `token_truth`;
+    `positions`: (3, length) in parts; `exact_scores`: the true score of the score tokens, by their place."""
 
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     positions: list[NDArray[np.int64]] = field(default_factory=list)
     views: list[NDArray[np.float16]] = field(default_factory=list)
+    truths: list[NDArray[np.int64]] = field(default_factory=list)
     exact_scores: dict[int, float] = field(default_factory=dict)
     next_position: int = 0
 
@@ -53,7 +59,10 @@ class Speller:
         self.tokenizer = tokenizer
         self.image_id: int = tokenizer.token_to_id(words.IMAGE)
 
-    def request(self, example: Example, template: str, cells: NDArray[np.float16]) -> None:
+    def request(
+        self, example: Example, template: str, cells: NDArray[np.float16], truth: NDArray[np.int64] | None = None
+    ) -> None:
+        """Adds a request with an image. `truth`: what is wrong with its tokens; None: nobody knows."""
         before, after = template.split(prompt.IMAGE_SLOT)
         self._text(example, self.tokenizer.encode(before).ids)
         rows, cols = cells.shape[0] // CELLS_PER_SIDE, cells.shape[1] // CELLS_PER_SIDE
@@ -62,6 +71,7 @@ class Speller:
         example.tokens += [self.image_id] * (rows * cols)
         example.weights += [0.0] * (rows * cols)
         example.views.append(cells)
+        example.truths.append(np.full((2, rows * cols), UNKNOWN) if truth is None else truth)
         self._text(example, self.tokenizer.encode(after).ids)
 
     def say(self, example: Example, said: Sequence[str], weight: float = 1.0, score: float | None = None) -> None:
@@ -104,6 +114,30 @@ class Shown:
 
     def spell(self, box: Box) -> list[str]:
         return coordinate_tokens(model_coords(box, View(self.box, 1, 1), "relative_1000"))
+
+
+def token_truth(shown: Shown, defects: Sequence[Damage]) -> NDArray[np.int64]:
+    """(2, tokens): each token's kind (0 clean, else 1 + its index in KINDS) and level (0..4); UNKNOWN where a damage
+    touches a token but does not fill it, and the level of clean ones."""
+    rows, cols = (side // CELLS_PER_SIDE for side in shown.cells.shape[:2])
+    truth = np.stack((np.zeros((rows, cols), np.int64), np.full((rows, cols), UNKNOWN)))
+    box = shown.box
+    x, y = (
+        start + length * np.arange(n + 1) / n
+        for start, length, n in ((box.x1, box.width, cols), (box.y1, box.height, rows))
+    )
+    for found in defects:
+        x1, y1, x2, y2 = found.box
+        wide = np.clip(np.minimum(x[1:], x2) - np.maximum(x[:-1], x1), 0, None)
+        high = np.clip(np.minimum(y[1:], y2) - np.maximum(y[:-1], y1), 0, None)
+        area = high[:, None] * wide[None]
+        filled = (area / ((x[1] - x[0]) * (y[1] - y[0])) >= TOKEN_FILLED) | (
+            area / ((x2 - x1) * (y2 - y1)) >= DAMAGE_INSIDE
+        )
+        touched = area / ((x[1] - x[0]) * (y[1] - y[0])) >= TOKEN_TOUCHED
+        truth[0][touched & ~filled & (truth[0] == 0)] = UNKNOWN
+        truth[0][filled], truth[1][filled] = 1 + KINDS.index(found.kind), found.level - 1
+    return truth.reshape(2, -1)
 
 
 def overlap(a: Box, b: Box) -> Box | None:
@@ -154,7 +188,12 @@ class Narrator:
         if self.rng.random() < 0.5:
             self.zoom_into_cells(example, shown, defects, sample)
         else:
-            self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown.cells)
+            self.speller.request(
+                example,
+                words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL,
+                shown.cells,
+                token_truth(shown, defects),
+            )
             self.answer(example, sample, shown, defects, attributes=None)
         return example
 
@@ -162,9 +201,15 @@ class Narrator:
         """A photo damaged all over (or clean): score, defects and attributes, all known."""
         (entry,) = sample["views"]
         shown = Shown(Box(*entry["box"]), self.flipped(self.read(entry), self.rng.random() < 0.5), "global")
+        defects = self.defects(sample, False)
         example = Example()
-        self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown.cells)
-        self.answer(example, sample, shown, self.defects(sample, False), sample["attributes"])
+        self.speller.request(
+            example,
+            words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL,
+            shown.cells,
+            token_truth(shown, defects),
+        )
+        self.answer(example, sample, shown, defects, sample["attributes"])
         return example
 
     def local(self, sample: dict[str, Any]) -> Example:
@@ -186,17 +231,22 @@ class Narrator:
         plan = self.plan(crops, defects)
         if not plan:
             self.speller.request(
-                example, words.FIRST_FINAL if defects or self.rng.random() < 0.6 else words.FIRST, shown.cells
+                example,
+                words.FIRST_FINAL if defects or self.rng.random() < 0.6 else words.FIRST,
+                shown.cells,
+                token_truth(shown, defects),
             )
             self.answer(example, sample, shown, defects, attributes)
             return example
-        self.speller.request(example, words.FIRST, shown.cells)
+        self.speller.request(example, words.FIRST, shown.cells, token_truth(shown, defects))
         open_defects = list(defects)
         for turn, crop in enumerate(plan):
             self.call(example, shown, crop, open_defects)
             last = turn == len(plan) - 1
             forced = last and (bool(open_defects) or self.rng.random() < 0.4)
-            self.speller.request(example, words.CROP_FINAL if forced else words.CROP, crop.cells)
+            self.speller.request(
+                example, words.CROP_FINAL if forced else words.CROP, crop.cells, token_truth(crop, defects)
+            )
             self.find(example, crop, defects)
             open_defects = [d for d in open_defects if self.share(d, crop) < FOUND_SHARE]
         self.answer(example, sample, shown, open_defects, attributes)
@@ -247,9 +297,9 @@ class Narrator:
         scale_x, scale_y = shown.box.width / cols, shown.box.height / rows
         box = Box(int(x * scale_x), int(y * scale_y), int((x + w) * scale_x), int((y + h) * scale_y))
         crop = Shown(box, shown.cells[y : y + h, x : x + w], "window")
-        self.speller.request(example, words.FIRST, shown.cells)
+        self.speller.request(example, words.FIRST, shown.cells, token_truth(shown, defects))
         self.speller.say(example, prompt.spell_call(shown.spell(box), self.any_kind()), 0)
-        self.speller.request(example, words.CROP_FINAL, crop.cells)
+        self.speller.request(example, words.CROP_FINAL, crop.cells, token_truth(crop, defects))
         self.find(example, crop, defects)
         left = [d for d in defects if self.share(d, crop) < FOUND_SHARE]
         self.answer(example, sample, shown, left, attributes=None)

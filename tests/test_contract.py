@@ -1,0 +1,111 @@
+"""`qcheck.json`: what is written is read back, and whatever else is in it is refused with the name of the key."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import plain_contract
+
+from qcheck.contract import CONTRACT_FILE, Contract
+from qcheck.errors import BundleError
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def edited(edit: Edit) -> str:
+    data = json.loads(plain_contract().to_json())
+    edit(data)
+    return json.dumps(data)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(BundleError) as caught:
+        Contract.from_json(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(CONTRACT_FILE)
+    return message
+
+
+def test_round_trip() -> None:
+    contract = plain_contract()
+    again = Contract.from_json(contract.to_json())
+    assert again == contract
+    assert again.to_json() == contract.to_json()
+    assert isinstance(again.kinds, tuple)
+    assert again.files["vision"].bytes == 3
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        plain_contract().name = "other"  # type: ignore[misc]
+
+
+def test_text_beyond_ascii_survives() -> None:
+    contract = plain_contract(licence="© ü 漢")
+    assert "© ü 漢" in contract.to_json()
+    assert Contract.from_json(contract.to_json()).licence == "© ü 漢"
+
+
+def test_whole_numbers_are_read_as_floats_where_floats_are_due() -> None:
+    contract = Contract.from_json(edited(lambda d: d["global_view"].update(max_upscale=2)))
+    assert contract.global_view.max_upscale == 2.0
+    assert isinstance(contract.global_view.max_upscale, float)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda d: d.update(surprise=1), ["the contract", "no key 'surprise'"]),
+        (lambda d: d["decoder"].update(window=1), ["decoder", "no key 'window'"]),
+        (lambda d: d["files"]["vision"].update(url="x"), ["files.vision", "no key 'url'"]),
+        (lambda d: d.pop("kinds"), ["the contract", "a key 'kinds'"]),
+        (lambda d: d["language"].pop("crop_final"), ["language", "a key 'crop_final'"]),
+        (lambda d: d["files"]["vision"].pop("sha256"), ["files.vision", "a key 'sha256'"]),
+        (lambda d: d.update(name=3), ["name needs a str"]),
+        (lambda d: d.update(kinds="noise"), ["kinds needs a list"]),
+        (lambda d: d.update(kinds=["noise", 4]), ["kinds[1] needs a str"]),
+        (lambda d: d.update(files=[]), ["files needs an object"]),
+        (lambda d: d.update(decoder=None), ["decoder needs an object"]),
+        (lambda d: d["decoder"].update(layers="6"), ["decoder.layers needs a int"]),
+        (lambda d: d["decoder"].update(layers=6.0), ["decoder.layers needs a int"]),
+        (lambda d: d["decoder"].update(layers=True), ["decoder.layers needs a int"]),
+        (lambda d: d["crop"].update(margin=False), ["crop.margin needs a float"]),
+        (lambda d: d["crop"].update(margin="0.2"), ["crop.margin needs a float"]),
+        (lambda d: d["pixels"].update(mean=[0.5, "x", 0.5]), ["pixels.mean[1] needs a float"]),
+        (lambda d: d["pixels"].update(layout="patches"), ["pixels.layout", "planar"]),
+        (lambda d: d.update(coordinates="inches"), ["coordinates", "relative_1000, view_pixels"]),
+        (lambda d: d["language"].update(dialect="prose"), ["language.dialect", "probe-json"]),
+    ],
+)
+def test_what_does_not_belong_is_named(edit: Edit, words: list[str]) -> None:
+    message = refusal(edited(edit))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (edited(lambda d: d.update(format="qcheck-bundle/2")), "format 'qcheck-bundle/2'"),
+        (edited(lambda d: d.pop("format")), "format None"),
+        (edited(lambda d: d.update(format=["qcheck-bundle/1"])), "format ['qcheck-bundle/1']"),
+        ("[]", "format None"),
+        ("null", "format None"),
+        ('"qcheck-bundle/1"', "format None"),
+        ("", "not valid JSON"),
+        ('{"format": ', "not valid JSON"),
+    ],
+)
+def test_other_formats_are_refused_before_anything_else(text: str, words: str) -> None:
+    assert words in refusal(text)
+
+
+def test_a_new_format_is_named_even_if_its_keys_are_new_too() -> None:
+    assert "qcheck-bundle/9" in refusal('{"format": "qcheck-bundle/9", "everything": "else"}')

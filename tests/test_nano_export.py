@@ -1,0 +1,378 @@
+"""A small random nano from PyTorch to a bundle: transformers, the exported graphs and the runtime agree.
+
+Random weights, but livened up, so that what the model says depends on every part of what it sees.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script, spelled_conversation, tokenizer
+
+from qcheck import prompt, tiles
+from qcheck.bundle import Bundle
+from qcheck.engine import Engine
+from qcheck.photo import Photo
+from qcheck.probe import Limits, Prober
+from qcheck.tiles import Box, View
+
+torch = library("torch")
+library("transformers")
+nano = script("nano")
+export_nano = script("export_nano")
+words = script("vocabulary")
+torch_backend = script("torch_backend", "benchmarks")
+
+# What float32 leaves over when the same sums are made in another order: logits here are about 1 to 5 in size.
+SAME_SUMS = 1e-4
+SAME_GRAPH = 1e-3
+INT8_CORRELATION = 0.99
+HIDDEN, LAYERS = 128, 2
+Step = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass
+class Made:
+    model: Any
+    checkpoint: Path
+    card: Path
+    fp32: Bundle
+    int8: Bundle
+
+
+def texture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
+    """A synthetic photo: a gradient, some shapes with sharp edges, and grain."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 150 / width, y * 150 / height, 40 + 60 * np.sin(x / 9.0) * np.sin(y / (5.0 + seed))], 2)
+    for _ in range(12):
+        left, top = rng.integers(0, width), rng.integers(0, height)
+        pixels[top : top + height // 4, left : left + width // 5] += rng.uniform(-90, 90, 3)
+    return np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def lively(model: Any) -> Any:
+    """Random weights whose activations neither die nor blow up."""
+    torch.manual_seed(3)
+    encoder = model.model.visual.encoder
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.7, 1.5)
+    for layer in model.model.language_model.layers:
+        for weight in (p for p in layer.parameters() if p.dim() == 2):
+            torch.nn.init.normal_(weight, std=1.5 / weight.shape[1] ** 0.5)
+    weights = torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.15)
+    # This seed would rather answer at once than call, and what never calls has no probes to compare.
+    call, answer = (tokenizer().token_to_id(text) for text in (prompt.CALL_OPEN, prompt.ANSWER_OPEN))
+    with torch.no_grad():
+        weights[[call, answer]] = weights[[answer, call]]
+    model.eval()
+    pixels = torch.from_numpy(texture(512, 448, 9)).permute(2, 0, 1)[None] / 128 - 1
+    with torch.inference_mode():
+        cells = encoder(pixels).flatten(0, 1)
+    model.model.visual.cell_mean.copy_(cells.mean(0))
+    model.model.visual.cell_std.copy_(cells.std(0) + 1e-3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """Makes the export's own loader build a small nano, and keeps the exporters quiet: they log thousands of lines."""
+    logging.disable(logging.WARNING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_nano, "config", partial(nano.config, hidden=HIDDEN, layers=LAYERS))
+        yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def made(small: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("nano")
+    checkpoint, card = folder / "random.pt", folder / "card.md"
+    card.write_text("# random\n")
+    fresh = lively(nano.Nano(nano.config(tokenizer(), hidden=HIDDEN, layers=LAYERS)))
+    torch.save({"model": fresh.state_dict()}, checkpoint)
+    bundles = [export_nano.export(checkpoint, card, folder / name, name) for name in ("fp32", "int8")]
+    model, _ = export_nano.load(checkpoint)
+    return Made(model, checkpoint, card, *bundles)
+
+
+# transformers
+
+
+class Talk:
+    """Two pictures of different size and words after each, in transformers' form and in the runtime's."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        table = tiles.normalise_table((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        views = [(texture(320, 192, 1), 5, 3), (texture(128, 256, 2), 2, 4)]
+        planar = [tiles.planar(p, View(Box(0, 0, 64 * w, 64 * h), 64 * w, 64 * h), table) for p, w, h in views]
+        self.tokens, self.positions = spelled_conversation([(rows, cols) for _, cols, rows in views])
+        packed = [nano.view_pixels_to_patches(torch.from_numpy(pixels)) for pixels in planar]
+        self.ids = torch.tensor([self.tokens])
+        self.images = self.ids == model.config.image_token_id
+        self.qwen = {
+            "pixel_values": torch.cat([patches for patches, _ in packed]),
+            "image_grid_thw": torch.tensor([grid for _, grid in packed]),
+        }
+        with torch.inference_mode():
+            seen = torch.cat([model.model.visual.image_tokens(torch.from_numpy(p[None])) for p in planar])
+            self.embeds = model.get_input_embeddings()(self.ids).clone()
+            self.embeds[self.images] = seen
+
+    def qwen_logits(self, ids: Any) -> Any:
+        """(tokens, vocabulary) logits of a plain transformers forward; `ids` may go on after the talk."""
+        kinds = torch.nn.functional.pad(self.images.int(), (0, ids.shape[1] - self.ids.shape[1]))
+        with torch.inference_mode():
+            return self.model(input_ids=ids, mm_token_type_ids=kinds, **self.qwen).logits[0]
+
+    def steps(self, *cuts: int) -> list[Step]:
+        """The talk's embeddings and positions, cut in front of these tokens."""
+        bounds = [0, *cuts, len(self.tokens)]
+        embeds = self.embeds.numpy()
+        return [(embeds[:, a:b], self.positions[:, None, a:b]) for a, b in pairwise(bounds)]
+
+
+@pytest.fixture(scope="module")
+def talk(made: Made) -> Talk:
+    return Talk(made.model)
+
+
+def test_what_the_model_says_depends_on_what_it_sees(talk: Talk) -> None:
+    """Else every agreement below would mean little."""
+    logits = talk.qwen_logits(talk.ids)
+    assert 0.5 < logits.std() < 20
+    swapped = talk.qwen["pixel_values"].flip(0)
+    other = talk.model(
+        input_ids=talk.ids, mm_token_type_ids=talk.images.int(), **{**talk.qwen, "pixel_values": swapped}
+    ).logits[0]
+    assert (logits[-1] - other[-1]).abs().max() > 100 * SAME_GRAPH
+
+
+def test_transformers_and_the_runtime_see_the_same(made: Made, talk: Talk) -> None:
+    with torch.inference_mode():
+        hidden = made.model.model.language_model(
+            inputs_embeds=talk.embeds, position_ids=torch.from_numpy(talk.positions[:, None])
+        ).last_hidden_state
+        ours = made.model.lm_head(hidden)[0]
+    assert_allclose(ours.numpy(), talk.qwen_logits(talk.ids).numpy(), atol=SAME_SUMS, rtol=0)
+
+
+def test_patches_and_planes_are_the_same_picture() -> None:
+    planar = torch.arange(3 * 128 * 192, dtype=torch.float32).reshape(3, 128, 192)
+    patches, grid = nano.view_pixels_to_patches(planar)
+    assert grid == [1, 8, 12]
+    assert patches.shape == (96, 3 * 16 * 16)
+    # Qwen's order: the 4 x 4 patches of one token lie together, then the next token to the right.
+    assert_array_equal(patches[0].reshape(3, 16, 16), planar[:, :16, :16])
+    assert_array_equal(patches[5].reshape(3, 16, 16), planar[:, 16:32, 16:32])
+    assert_array_equal(patches[16].reshape(3, 16, 16), planar[:, :16, 64:80])
+    assert_array_equal(patches[48].reshape(3, 16, 16), planar[:, 64:80, :16])
+
+
+def test_generate_works_with_its_cache(made: Made, talk: Talk) -> None:
+    kinds = talk.images.int()
+    said = made.model.generate(
+        input_ids=talk.ids,
+        mm_token_type_ids=kinds,
+        attention_mask=torch.ones_like(talk.ids),
+        **talk.qwen,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = talk.ids
+    for step in range(6):
+        logits = talk.qwen_logits(ids)[-1]
+        assert_allclose(said.logits[step][0].numpy(), logits.numpy(), atol=SAME_SUMS, rtol=0)
+        ids = torch.cat((ids, logits.argmax()[None, None]), 1)
+    assert_array_equal(said.sequences.numpy(), ids.numpy())
+
+
+# The exported graphs
+
+
+class Traced:
+    """Keeps the logits of every step of a backend."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.info, self.trace = inner, inner.info, list[NDArray[np.float32]]()
+        self.new_cache, self.encode = inner.new_cache, inner.encode
+
+    def step(self, *arguments: Any) -> NDArray[np.float32]:
+        self.trace.append(self.inner.step(*arguments))
+        return self.trace[-1]
+
+
+PHOTOS = [texture(400, 300, 1), texture(640, 480, 2), texture(90, 700, 3), texture(1200, 900, 4)]
+
+
+@pytest.fixture(scope="module")
+def engines(made: Made) -> tuple[Engine, Engine]:
+    """The fp32 bundle on ONNX Runtime, and PyTorch, both traced."""
+    onnx = Engine.open(made.fp32, threads=1)
+    onnx.backend = Traced(onnx.backend)
+    reference = Traced(torch_backend.TorchBackend(made.model, onnx.contract.decoder.max_tokens))
+    return onnx, Engine(onnx.contract, onnx.model, reference, tokenizer(), onnx.embeddings)
+
+
+@pytest.mark.parametrize("probes", [0, 1, 2, 3])
+def test_whole_conversations_equal_pytorch(engines: tuple[Engine, Engine], probes: int) -> None:
+    used = 0
+    for pixels in PHOTOS:
+        photo = Photo.from_pixels(pixels)
+        for engine in engines:
+            engine.backend.trace.clear()  # type: ignore[attr-defined]
+        ours, theirs = (Prober(engine).judge(photo, Limits(probes)) for engine in engines)
+        assert ours.probes == theirs.probes
+        assert [(d.kind, d.level, d.box) for d in ours.defects] == [(d.kind, d.level, d.box) for d in theirs.defects]
+        assert [d.confidence for d in ours.defects] == pytest.approx([d.confidence for d in theirs.defects], abs=1e-3)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-3)
+        assert ours.score_std == pytest.approx(theirs.score_std, abs=1e-3)
+        assert ours.attributes == pytest.approx(theirs.attributes, abs=1e-3)
+        assert ours.reasoning == theirs.reasoning
+        a, b = (np.stack(engine.backend.trace) for engine in engines)  # type: ignore[attr-defined]
+        assert a.shape == b.shape
+        assert np.ptp(b, axis=0).max() > 0.5, "the same logits at every step"
+        assert_allclose(a, b, atol=SAME_GRAPH, rtol=0)
+        used += len(ours.probes)
+    assert (used > 0) == (probes > 0), "no photo was probed, so probing was not compared"
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 640), (1024, 768), (448, 448)])
+def test_the_vision_graph_takes_every_shape(made: Made, width: int, height: int) -> None:
+    backend = Engine.open(made.fp32, threads=1).backend
+    pixels = texture(width, height, 5).transpose(2, 0, 1)[None].astype(np.float32) / 128 - 1
+    with torch.inference_mode():
+        expected = made.model.model.visual.image_tokens(torch.from_numpy(pixels)).numpy()
+    tokens = backend.encode(pixels)
+    assert tokens.shape == (width * height // 64**2, HIDDEN)
+    assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
+    assert len(tokens) == 1 or np.ptp(tokens, axis=0).max() > 0.5
+
+
+# The cut right after an image, in its middle, single words, and a cut into the second image.
+CUTS = (21, 30, 31, 32, 60)
+
+
+def test_appended_turns_equal_one_prefill(made: Made, talk: Talk) -> None:
+    backend = Engine.open(made.fp32, threads=1).backend
+    cache, length = backend.new_cache(), 0
+    for embeds, positions in talk.steps(*(cut for cut in CUTS if cut < len(talk.tokens))):
+        logits = backend.step(embeds, positions, cache)
+        length += embeds.shape[1]
+        assert cache.length == length
+        whole = backend.step(talk.embeds.numpy()[:, :length], talk.positions[:, None, :length], backend.new_cache())
+        assert logits.shape == (tokenizer().get_vocab_size(),)
+        assert_allclose(logits, whole, atol=SAME_SUMS, rtol=0)
+    assert length == len(talk.tokens)
+    assert_allclose(whole, talk.qwen_logits(talk.ids)[-1].numpy(), atol=SAME_GRAPH, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_rewind_and_fork_go_on_as_if_nothing_had_been(made: Made, talk: Talk, precision: str) -> None:
+    backend = Engine.open(getattr(made, precision), threads=1).backend
+    first, second = talk.steps(31)
+    cache = backend.new_cache()
+    backend.step(*first, cache)
+    expected = backend.step(*second, cache)
+    cache.rewind(31)
+    wrong = (second[0][:, ::-1], second[1])
+    astray = backend.step(*wrong, cache)
+    assert np.abs(astray - expected).max() > 0.1
+    cache.rewind(31)
+    assert_array_equal(backend.step(*second, cache), expected)
+    cache.rewind(31)
+    fork = cache.fork()
+    assert_array_equal(backend.step(*wrong, fork), astray)
+    assert_array_equal(backend.step(*second, cache), expected)
+    assert (cache.length, fork.length) == (len(talk.tokens), len(talk.tokens))
+
+
+def test_int8_is_smaller_and_nearly_the_same(made: Made, talk: Talk) -> None:
+    sizes = [made.fp32.contract.files["decoder"].bytes, made.int8.contract.files["decoder"].bytes]
+    assert sizes[1] < 0.45 * sizes[0]
+    assert (made.fp32.contract.precision, made.int8.contract.precision) == ("fp32", "int8")
+    for part in ("vision", "embeddings", "tokenizer"):
+        assert made.int8.contract.files[part] == made.fp32.contract.files[part], "only the decoder is quantised"
+    runs = []
+    for bundle in (made.fp32, made.int8):
+        engine = Engine.open(bundle, threads=1)
+        assert engine.info.precision == bundle.contract.precision
+        cache = engine.backend.new_cache()
+        runs.append(np.stack([engine.backend.step(*step, cache) for step in talk.steps(21, 30, 31, 32)]))
+    fp32, int8 = runs
+    assert not np.array_equal(fp32, int8), "nothing was quantised"
+    for a, b in zip(fp32, int8, strict=True):
+        assert np.corrcoef(a, b)[0, 1] > INT8_CORRELATION
+
+
+# The files
+
+
+def test_an_export_is_a_bundle_and_leaves_nothing_else(made: Made) -> None:
+    folder = made.checkpoint.parent
+    assert {path.name for path in folder.iterdir()} == {"random.pt", "card.md", "fp32", "int8"}
+    for bundle in (made.fp32, made.int8):
+        assert Bundle.open(bundle.directory).sha256 == bundle.sha256
+        assert len(list(bundle.directory.iterdir())) == 6
+        assert bundle.card() == "# random\n"
+        weights = made.model.get_input_embeddings().weight.detach().numpy()
+        assert_array_equal(bundle.embeddings(), weights)
+        decoder = bundle.contract.decoder
+        assert (decoder.layers, decoder.hidden, decoder.kv_heads, decoder.head_dim) == (LAYERS, HIDDEN, 1, 64)
+
+
+@pytest.fixture
+def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs that were exported before stand in for new ones."""
+    for part in ("vision", "decoder"):
+        data = made.fp32.path(part).read_bytes()
+        monkeypatch.setattr(export_nano, f"export_{part}", lambda *args, data=data: args[-1].write_bytes(data))
+
+
+@pytest.mark.parametrize("fails", ["export_decoder", "write_safetensor", "entry"])
+def test_a_failed_export_leaves_the_old_bundle(
+    made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    out = tmp_path / "bundle"
+    before = export_nano.export(made.checkpoint, made.card, out, "fp32")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_nano, fails, broken)
+        with pytest.raises(RuntimeError, match="no space left"):
+            export_nano.export(made.checkpoint, made.card, out, "fp32")
+    assert Bundle.open(out).sha256 == before.sha256
+
+    # And what the failed one left behind does not get into the next.
+    (tmp_path / "bundle.partial").mkdir(exist_ok=True)
+    (tmp_path / "bundle.partial" / "stale.bin").write_bytes(b"x")
+    made.card.with_name("other.md").write_text("# other\n")
+    after = export_nano.export(made.checkpoint, made.card.with_name("other.md"), out, "fp32")
+    made.card.with_name("other.md").unlink()
+    assert after.card() == "# other\n"
+    assert after.sha256 != before.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert not (out / "stale.bin").exists()
