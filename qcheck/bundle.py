@@ -81,6 +81,8 @@ def _verify(directory: Path, name: str, size: int, sha256: str) -> None:
                 digest.update(block)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror or error}); get the bundle again") from None
+    except ValueError:  # a NUL or a lone surrogate in the name
+        raise BundleError(f"{CONTRACT_FILE} names {name!r}, which cannot be a file") from None
     if digest.hexdigest() != sha256:
         raise BundleError(f"{path} does not match its checksum; the bundle is damaged or was changed, get it again")
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qcheck.errors import BundleError, EngineError, PhotoError, UsageError
-from qcheck.inputs import printable
+from qcheck.errors import BundleError, EngineError, PhotoError, UsageError, printable
 from qcheck.photo import DEFAULT_MAX_PIXELS, Photo
 from qcheck.probe import Limits
 from qcheck.verdict import Failure, Verdict

@@ -6,6 +6,7 @@ Unknown keys are refused: a key that this version does not understand could chan
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,6 +16,7 @@ from qcheck.tiles import CoordinateSpace, CropSpec, ViewSpec
 
 FORMAT: Final = "qcheck-bundle/1"
 CONTRACT_FILE: Final = "qcheck.json"
+IMAGE_SLOT: Final = "{image}"  # where a template takes its view
 
 # Names of the tensors of both graphs.
 PIXELS: Final = "pixels"  # (1, 3, height, width) float32, normalised
@@ -72,7 +74,6 @@ class LanguageSpec:
     first_final: str
     crop: str
     crop_final: str
-    image_token: str
     score_tokens: tuple[str, ...]  # texts of the score tokens; their numbers are the scores
     coordinate_tokens: tuple[str, ...]
 
@@ -103,13 +104,44 @@ class Contract:
         """Parses a contract. Raises BundleError naming the key that is missing, unknown or of the wrong kind."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{CONTRACT_FILE} is not valid JSON ({error})") from None
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
             raise BundleError(f"{CONTRACT_FILE} has format {found!r}; this version of qcheck reads {FORMAT!r}")
         contract: Contract = _read(cls, data, "")
+        contract._check()
         return contract
+
+    def _check(self) -> None:
+        """What the types do not say. Raises BundleError."""
+        for values in (self.pixels.mean, self.pixels.std):
+            _expect(
+                len(values) == 3 and all(map(math.isfinite, values)), "pixels", "three finite numbers in mean and std"
+            )
+        _expect(min(self.pixels.std) > 0, "pixels.std", "positive numbers")
+        for name, view in (("global_view", self.global_view), ("crop_view", self.crop_view)):
+            fits = view.token_px > 0 and view.token_px**2 <= view.max_pixels and 0 <= view.min_pixels <= view.max_pixels
+            _expect(fits and 1 <= view.max_upscale < math.inf, name, "sizes that hold at least one token")
+        _expect(
+            self.global_view.token_px == self.crop_view.token_px, "crop_view.token_px", "the global view's token size"
+        )
+        _expect(0 <= self.crop.margin < math.inf and self.crop.min_side_px > 0, "crop", "a margin and a least side")
+        _expect(min(dataclasses.astuple(self.decoder)) > 0, "decoder", "positive sizes")
+        language = self.language
+        for name in ("first", "first_final", "crop", "crop_final"):
+            _expect(getattr(language, name).count(IMAGE_SLOT) == 1, f"language.{name}", f"exactly one {IMAGE_SLOT}")
+        for name in ("score_tokens", "coordinate_tokens"):
+            tokens = getattr(language, name)
+            _expect(bool(tokens) and all(map(_is_number, tokens)), f"language.{name}", "texts of finite numbers")
+        _expect(bool(self.kinds) and bool(self.attributes), "kinds and attributes", "at least one name each")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def sha256_of(text: str) -> str:
@@ -140,7 +172,10 @@ def _read(kind: Any, value: Any, at: str) -> Any:
     _expect(
         number or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))), at, f"a {kind.__name__}"
     )
-    return float(value) if kind is float else value
+    try:
+        return float(value) if kind is float else value
+    except OverflowError:
+        raise BundleError(f"{CONTRACT_FILE}: {at.lstrip('.')} is too large a number") from None
 
 
 def _expect(holds: bool, at: str, what: str) -> None:

@@ -11,10 +11,9 @@ from qcheck import tiles
 from qcheck.backends import Backend
 from qcheck.bundle import Bundle
 from qcheck.cache import KVCache
-from qcheck.contract import Contract
+from qcheck.contract import IMAGE_SLOT, Contract
 from qcheck.errors import BundleError, UsageError
 from qcheck.grammar import Grammar, Matcher
-from qcheck.prompt import IMAGE_SLOT
 from qcheck.rope import image_positions, text_positions
 from qcheck.verdict import EngineInfo, ModelInfo
 
@@ -101,6 +100,8 @@ class Conversation:
         # Said or asked but not yet in the cache; they go in with the next step.
         self._pending: list[int] = []
         self._logits: NDArray[np.float32] | None = None
+        # Cache length and next position right after the last view, where `ask_again` goes back to.
+        self._after_view = (0, 0)
 
     def show(self, request: Request, pixels: NDArray[np.uint8], view: tiles.View) -> None:
         """Appends a request with a view of the photo `pixels` (H, W, 3), and prefills it."""
@@ -121,7 +122,20 @@ class Conversation:
         last, self._next_position = text_positions(position, len(after))
         embeds = np.concatenate((engine.embeddings[head], image, engine.embeddings[after]))
         self._pending = []
+        self._after_view = (self.cache.length + len(head) + len(image), position)
         self._step(embeds, np.concatenate((first, middle, last), 1))
+        self.spent.prefill += _ms_since(clock)
+
+    def ask_again(self, request: Request) -> None:
+        """Takes back what was asked and said since the last view and asks `request` about it instead. The view itself
+        stays in the cache; only the few tokens of the question are prefilled anew."""
+        clock = time.perf_counter()
+        length, position = self._after_view
+        self.cache.rewind(length)
+        _, after = self.engine.requests[request]
+        positions, self._next_position = text_positions(position, len(after))
+        self._pending = []
+        self._step(self.engine.embeddings[after], positions)
         self.spent.prefill += _ms_since(clock)
 
     def say(self, matcher: Matcher) -> list[Token]:

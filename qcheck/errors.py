@@ -15,8 +15,23 @@ PHOTO_ERROR_KINDS: Final[tuple[PhotoErrorKind, ...]] = (
 )
 
 
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: control characters and bytes that are not text become escapes."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8 (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
 class QcheckError(Exception):
     """Base of every error that qcheck raises on purpose. `str(error)` is one line for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(QcheckError):

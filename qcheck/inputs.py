@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from qcheck.errors import printable
 from qcheck.verdict import Failure
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -33,18 +34,6 @@ def expand(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str
 def is_image_name(name: str) -> bool:
     """Whether a directory's entry counts as an image, by its name alone."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")  # macOS leaves ._a.jpg beside a.jpg
-
-
-def printable(text: str) -> str:
-    """One line that a terminal shows as it is: control characters and bytes that are not text become escapes."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8 (PEP 383)
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def _images_in(directory: str) -> list[str]:

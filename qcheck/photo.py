@@ -30,7 +30,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from qcheck.errors import PhotoError, UsageError
-from qcheck.inputs import printable
 
 # Pillow logs what it makes of damaged files; where nobody has set logging up, that would end on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -124,10 +123,10 @@ class Photo:
             with _open_regular(name) as file:
                 pixels = _decode(file, max_pixels)
         except PhotoError as error:
-            raise PhotoError(error.kind, f"{printable(name)}: {error}") from error.__cause__
+            raise PhotoError(error.kind, f"{name}: {error}") from error.__cause__
         except MemoryError as error:
             message = "needs more memory to decode than there is; free some, or judge a smaller copy"
-            raise PhotoError("too_large", f"{printable(name)}: {message}") from error
+            raise PhotoError("too_large", f"{name}: {message}") from error
         return cls(name, _frozen(pixels))
 
     @classmethod

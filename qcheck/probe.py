@@ -75,6 +75,8 @@ class _Session:
             turn_started = time.perf_counter()
             move = self._turn(view, asked)
             self.last_turn_ms = (time.perf_counter() - turn_started) * 1e3
+            if isinstance(move, Call) and self._too_late():
+                move = self._answer_now(after_crop=asked is not None)
             if isinstance(move, Answer):
                 return self._verdict(move, global_view)
             asked = move
@@ -92,18 +94,25 @@ class _Session:
             self._note(asked, view, turn.finding)
         return turn.move
 
-    def _may_call(self, used: int) -> bool:
-        """Whether one more crop is allowed after `used` of them; notes what stands in the way."""
-        self.stopped_by = "model"
-        if used >= self.limits.max_probes:
-            self.stopped_by = "max_probes"
-            return False
+    def _too_late(self) -> bool:
+        """Whether the crop that was just asked for would end after the budget, if it takes as long as this turn did."""
         budget = self.limits.budget_ms
-        if budget is not None and self._elapsed_ms() + 2 * self.last_turn_ms >= budget:
-            # This turn and the crop after it are expected to take as long as the last turn did, each.
-            self.stopped_by = "budget_ms"
-            return False
-        return True
+        return budget is not None and self._elapsed_ms() + self.last_turn_ms > budget
+
+    def _answer_now(self, *, after_crop: bool) -> Answer:
+        """Takes a call back and has the model answer from what it has seen."""
+        self.stopped_by = "budget_ms"
+        self.talk.ask_again("crop_final" if after_crop else "first_final")
+        said = self.talk.say(self.engine.grammar.matcher(after_crop=after_crop, may_call=False))
+        move = parse_turn(said, self.contract.attributes).move
+        assert isinstance(move, Answer), "the grammar let a call through where none is allowed"
+        return move
+
+    def _may_call(self, used: int) -> bool:
+        """Whether one more crop is allowed after `used` of them."""
+        allowed = used < self.limits.max_probes
+        self.stopped_by = "model" if allowed else "max_probes"
+        return allowed
 
     def _elapsed_ms(self) -> float:
         return self.decode_ms + (time.perf_counter() - self.started) * 1e3

@@ -30,7 +30,6 @@ DEFECTS_CLOSE: Final = '], "attributes": {'
 ANSWER_CLOSE: Final = "}}</answer>"
 COMMA: Final = ", "
 TURN_END: Final = "<|im_end|>"
-IMAGE_SLOT: Final = "{image}"
 
 CHUNKS: Final[tuple[str, ...]] = (
     CALL_OPEN, CALL_LABEL, CALL_CLOSE, THINK_OPEN, THINK_CLEAN, FINDING_BOX, FINDING_CLOSE, THINK_CLOSE, ANSWER_OPEN,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qcheck import prompt
 from qcheck.cache import KVCache
-from qcheck.contract import FORMAT, Contract, DecoderSpec, FileEntry, LanguageSpec, PixelSpec
+from qcheck.contract import FORMAT, IMAGE_SLOT, Contract, DecoderSpec, FileEntry, LanguageSpec, PixelSpec
 from qcheck.engine import Engine
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import CropSpec, ViewSpec
@@ -69,7 +69,6 @@ def plain_contract(**changes: Any) -> Contract:
         words.FIRST_FINAL,
         words.CROP,
         words.CROP_FINAL,
-        words.IMAGE,
         words.SCORE_TOKENS,
         words.COORDINATE_TOKENS,
     )
@@ -189,7 +188,7 @@ def spelled_conversation(sizes: Sequence[tuple[int, int]]) -> tuple[list[int], N
     parts: list[NDArray[np.int64]] = []
     start = 0
     for index, (rows, cols) in enumerate(sizes):
-        before, after = (words.CROP if index else words.FIRST).split(prompt.IMAGE_SLOT)
+        before, after = (words.CROP if index else words.FIRST).split(IMAGE_SLOT)
         head, tail = vocabulary.encode(before).ids, vocabulary.encode(after).ids + said[: 3 + 2 * index]
         tokens += [*head, *[image] * (rows * cols), *tail]
         first, start = text_positions(start, len(head))

@@ -1,6 +1,7 @@
 """`qcheck.json`: what is written is read back, and whatever else is in it is refused with the name of the key."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -88,6 +89,33 @@ def test_whole_numbers_are_read_as_floats_where_floats_are_due() -> None:
 def test_what_does_not_belong_is_named(edit: Edit, words: list[str]) -> None:
     message = refusal(edited(edit))
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda d: d["pixels"].update(mean=[0.5, 0.5]), ["pixels", "three finite numbers"]),
+        (lambda d: d["pixels"].update(mean=[0.5, math.nan, 0.5]), ["pixels", "three finite numbers"]),
+        (lambda d: d["pixels"].update(std=[1, 1, 0]), ["pixels.std", "positive"]),
+        (lambda d: d["global_view"].update(token_px=0), ["global_view", "at least one token"]),
+        (lambda d: d["crop_view"].update(max_pixels=1), ["crop_view", "at least one token"]),
+        (lambda d: d["crop_view"].update(token_px=32), ["crop_view.token_px", "global view's"]),
+        (lambda d: d["crop"].update(margin=-0.1), ["crop needs a margin"]),
+        (lambda d: d["decoder"].update(layers=0), ["decoder", "positive"]),
+        (lambda d: d["language"].update(crop="no picture"), ["language.crop", "exactly one {image}"]),
+        (lambda d: d["language"].update(score_tokens=["1.0", "five"]), ["language.score_tokens", "finite numbers"]),
+        (lambda d: d["language"].update(coordinate_tokens=[]), ["language.coordinate_tokens"]),
+        (lambda d: d.update(kinds=[]), ["kinds and attributes"]),
+        (lambda d: d["crop"].update(margin=10**400), ["crop.margin", "too large"]),
+    ],
+)
+def test_impossible_values_are_refused(edit: Edit, words: list[str]) -> None:
+    message = refusal(edited(edit))
+    assert all(word in message for word in words), message
+
+
+def test_a_file_nested_without_end_is_refused() -> None:
+    assert "not valid JSON" in refusal("[" * 100_000)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qcheck.inputs import IMAGE_SUFFIXES, expand, is_image_name, printable
+from qcheck.errors import printable
+from qcheck.inputs import IMAGE_SUFFIXES, expand, is_image_name
 from qcheck.verdict import Failure
 
 

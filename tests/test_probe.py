@@ -102,15 +102,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     ("budget_ms", "decode_ms", "used"),
     [
-        # A turn takes 125 ms. A call costs that turn and one more, so it needs 250 ms beyond what is spent.
-        (1.0, 1.0, 0),  # decoding has eaten it
-        (375.0, 0.0, 1),
-        (376.0, 0.0, 2),
-        (500.0, 0.0, 2),
+        # A turn takes 125 ms, and a crop is made if it would be done by the end of the budget.
+        (1.0, 0.0, 0),  # the first look alone has eaten it: the call is taken back
+        (249.0, 0.0, 0),
+        (250.0, 0.0, 1),
+        (374.0, 0.0, 1),
+        (375.0, 0.0, 2),
         (501.0, 0.0, 3),
         (501.0, 125.0, 2),
-        (376.0, 375.5, 1),
-        (376.0, 376.0, 0),
+        (376.0, 375.5, 0),  # decoding has
     ],
 )
 def test_no_new_crop_that_would_not_fit(clock: list[float], budget_ms: float, decode_ms: float, used: int) -> None:

@@ -175,6 +175,24 @@ def load(checkpoint: Path) -> tuple[Nano, Any]:
 
 def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
     """Writes a bundle: into a temporary directory beside `out` first, so that no half-written one can be loaded."""
+    work, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        write_parts(checkpoint, card, work, precision)
+        Bundle.open(work)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return Bundle.open(out)
+
+
+def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> None:
+    """The files of a bundle and its contract, into the directory `work`."""
     model, tokenizer = load(checkpoint)
     text = model.config.text_config
     spec = DecoderSpec(
@@ -184,9 +202,6 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
         text.hidden_size,
         MAX_TOKENS,
     )
-    work = out.with_name(out.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     with torch.inference_mode():
         export_vision(model, work / "vision.onnx")
         export_decoder(model, spec, work / "decoder.onnx")
@@ -222,17 +237,12 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
             words.FIRST_FINAL,
             words.CROP,
             words.CROP_FINAL,
-            words.IMAGE,
             words.SCORE_TOKENS,
             words.COORDINATE_TOKENS,
         ),
         files={part: entry(work / name) for part, name in names.items()},
     )
     (work / CONTRACT_FILE).write_text(contract.to_json(), encoding="utf-8")
-    Bundle.open(work)
-    shutil.rmtree(out, ignore_errors=True)
-    work.rename(out)
-    return Bundle.open(out)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from qcheck import prompt
+from qcheck.contract import IMAGE_SLOT
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import Box, View, model_coords
 from qcheck.verdict import DEFECT_LEVELS
@@ -63,7 +64,7 @@ class Speller:
         self, example: Example, template: str, cells: NDArray[np.float16], truth: NDArray[np.int64] | None = None
     ) -> None:
         """Adds a request with an image. `truth`: what is wrong with its tokens; None: nobody knows."""
-        before, after = template.split(prompt.IMAGE_SLOT)
+        before, after = template.split(IMAGE_SLOT)
         self._text(example, self.tokenizer.encode(before).ids)
         rows, cols = cells.shape[0] // CELLS_PER_SIDE, cells.shape[1] // CELLS_PER_SIDE
         positions, example.next_position = image_positions(example.next_position, rows, cols)
@@ -78,7 +79,8 @@ class Speller:
         """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the exact value of score tokens."""
         ids = [self.tokenizer.token_to_id(text) for text in said]
         for offset, text in enumerate(said):
-            decided = text in FREE or not (text in prompt.CHUNKS or text.startswith('"'))
+            one_more = text == prompt.COMMA and offset > 0 and said[offset - 1] == prompt.DEFECT_CLOSE
+            decided = text in FREE or one_more or not (text in prompt.CHUNKS or text.startswith('"'))
             token_weight = DECISION_WEIGHT if decided else FORCED_WEIGHT
             if score is not None and text in words.SCORE_TOKENS:
                 example.exact_scores[len(example.tokens) + offset] = score
@@ -168,12 +170,12 @@ class Narrator:
         final = not augment or rng.random() < 0.5
         self.speller.request(example, words.FIRST_FINAL if final and not zoom else words.FIRST, cells)
         if zoom:
-            for turn in range(int(rng.integers(1, 4))):
-                crop = self.window(cells, 0.5)
-                self.speller.say(
-                    example, prompt.spell_call(coordinate_tokens(np.sort(rng.uniform(0, 1000, 4))), self.any_kind()), 0
-                )
-                self.speller.request(example, words.CROP_FINAL if turn == 2 or rng.random() < 0.5 else words.CROP, crop)
+            turns = int(rng.integers(1, 4))
+            for turn in range(1, turns + 1):
+                aim = coordinate_tokens(np.sort(rng.uniform(0, 1000, 4)))
+                self.speller.say(example, prompt.spell_call(aim, self.any_kind()), 0)
+                last = turn == turns and (turn == 3 or rng.random() < 0.5)
+                self.speller.request(example, words.CROP_FINAL if last else words.CROP, self.window(cells, 0.5))
                 self.speller.say(example, prompt.spell_finding(None), 0)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(sample["score"])], score=sample["score"])
         return example

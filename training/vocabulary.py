@@ -7,6 +7,7 @@ from degradations import ATTRIBUTES, KINDS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qcheck import prompt
+from qcheck.contract import IMAGE_SLOT
 from qcheck.verdict import DEFECT_LEVELS
 
 PAD: Final = "<|endoftext|>"
@@ -19,7 +20,7 @@ COORDINATE_STEP: Final = 10
 COORDINATE_TOKENS: Final = tuple(str(value) for value in range(0, 1001, COORDINATE_STEP))
 
 _ASSISTANT: Final = "<|im_end|>\n<|im_start|>assistant\n"
-_PICTURE: Final = f"{VISION_START}{prompt.IMAGE_SLOT}{VISION_END}"
+_PICTURE: Final = f"{VISION_START}{IMAGE_SLOT}{VISION_END}"
 _FIRST: Final = f"<|im_start|>user\n{_PICTURE}Rate this photo. "
 _CROP: Final = f"\n<|im_start|>user\n<tool_response>{_PICTURE}</tool_response>"
 MAY_ZOOM: Final = "Zoom or answer."
@@ -45,7 +46,7 @@ def build() -> Tokenizer:
         *SCORE_TOKENS,
         *COORDINATE_TOKENS,
     ]
-    texts = [text.replace(prompt.IMAGE_SLOT, "") for text in (FIRST, FIRST_FINAL, CROP, CROP_FINAL)]
+    texts = [text.replace(IMAGE_SLOT, "") for text in (FIRST, FIRST_FINAL, CROP, CROP_FINAL)]
     trainer = trainers.BpeTrainer(
         vocab_size=len(singles) + 256 + 64,
         special_tokens=[AddedToken(text, special=True, normalized=False) for text in singles],

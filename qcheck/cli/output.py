@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol
 
 import typer
 
-from qcheck.inputs import printable
+from qcheck.errors import printable
 from qcheck.verdict import Defect, Failure, Verdict
 
 Format = Literal["human", "json", "jsonl"]
