@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qcheck import prompt
 from qcheck.cache import KVCache
-from qcheck.contract import FORMAT, IMAGE_SLOT, Contract, DecoderSpec, FileEntry, LanguageSpec, PixelSpec
+from qcheck.contract import FORMAT, IMAGE_SLOT, Contract, DecoderSpec, FileEntry, PixelSpec
 from qcheck.engine import Engine
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import CropSpec, ViewSpec
@@ -63,15 +63,6 @@ def tokenizer() -> Any:
 def plain_contract(**changes: Any) -> Contract:
     """A contract with nano's vocabulary, whose normalised pixels are the 8-bit values themselves."""
     words, degradations = script("vocabulary"), script("degradations")
-    language = LanguageSpec(
-        "probe-json",
-        words.FIRST,
-        words.FIRST_FINAL,
-        words.CROP,
-        words.CROP_FINAL,
-        words.SCORE_TOKENS,
-        words.COORDINATE_TOKENS,
-    )
     plain = Contract(
         format=FORMAT,
         name="fake",
@@ -86,7 +77,7 @@ def plain_contract(**changes: Any) -> Contract:
         crop_view=ViewSpec(TOKEN_PX, TOKEN_PX**2, 512 * 512, 1.0),
         crop=CropSpec(margin=0.2, min_side_px=448),
         decoder=DecoderSpec(layers=1, kv_heads=1, head_dim=64, hidden=64, max_tokens=4096),
-        language=language,
+        language=words.LANGUAGE,
         files={"vision": FileEntry("vision.onnx", 3, "0" * 64)},
     )
     return replace(plain, **changes)

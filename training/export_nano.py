@@ -34,7 +34,6 @@ from qcheck.contract import (
     Contract,
     DecoderSpec,
     FileEntry,
-    LanguageSpec,
     PixelSpec,
     past_name,
     present_name,
@@ -144,6 +143,20 @@ def export_decoder(model: Nano, spec: DecoderSpec, path: Path) -> None:
     program.save(str(path), external_data=False)
 
 
+def strip(path: Path) -> None:
+    """Takes the exporter's notes out in place: stack traces, which hold the paths of the machine it ran on."""
+    model = onnx.load(path)
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    onnx.save(model, path)
+
+
 def quantise(path: Path) -> None:
     """Weights to 8 bits in place: round to nearest, symmetric, blocks of 32; computed in int8 where the CPU can."""
     quantizer = MatMulNBitsQuantizer(
@@ -205,6 +218,8 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
     with torch.inference_mode():
         export_vision(model, work / "vision.onnx")
         export_decoder(model, spec, work / "decoder.onnx")
+    for name in ("vision.onnx", "decoder.onnx"):
+        strip(work / name)
     if precision == "int8":
         quantise(work / "decoder.onnx")
     write_safetensor(work / "embeddings.safetensors", EMBEDDINGS_TENSOR, model.get_input_embeddings().weight)
@@ -231,15 +246,7 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
         crop_view=CROP_VIEW,
         crop=CROP,
         decoder=spec,
-        language=LanguageSpec(
-            "probe-json",
-            words.FIRST,
-            words.FIRST_FINAL,
-            words.CROP,
-            words.CROP_FINAL,
-            words.SCORE_TOKENS,
-            words.COORDINATE_TOKENS,
-        ),
+        language=words.LANGUAGE,
         files={part: entry(work / name) for part, name in names.items()},
     )
     (work / CONTRACT_FILE).write_text(contract.to_json(), encoding="utf-8")

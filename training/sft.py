@@ -105,10 +105,21 @@ class TokenHeads(nn.Module):
         return total
 
 
+def token_truths(examples: list[Example]) -> Tensor:
+    """(2, sum of tokens): what is wrong with every image token of a batch, in the order of Trainer.tokens."""
+    return torch.from_numpy(np.concatenate([t for e in examples for t in e.truths], 1))
+
+
 class Trainer:
     def __init__(self, model: Nano, targets: Targets, image_id: int) -> None:
         self.model, self.targets, self.image_id = model, targets, image_id
         self.heads = TokenHeads(model.config.text_config.hidden_size)
+
+    def tokens(self, examples: list[Example]) -> Tensor:
+        """(sum of tokens, hidden) image tokens of all views, in order, as they enter the decoder."""
+        return self.model.model.visual.tokens(
+            [torch.from_numpy(v.astype(np.float32)) for e in examples for v in e.views]
+        )
 
     def hidden(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(batch, length, hidden) after the last layer; ids and weights (batch, length), right-padded; image tokens
@@ -121,9 +132,7 @@ class Trainer:
             n = len(e.tokens)
             ids[row, :n], weights[row, :n] = torch.tensor(e.tokens), torch.tensor(e.weights)
             places[:, row, :n] = torch.from_numpy(np.concatenate(e.positions, 1))
-        seen = self.model.model.visual.tokens(
-            [torch.from_numpy(v.astype(np.float32)) for e in examples for v in e.views]
-        )
+        seen = self.tokens(examples)
         embeds = self.model.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter((ids == self.image_id)[:, :, None].expand_as(embeds), seen.to(embeds.dtype))
         # No mask: padding is on the right, so that causal attention never reads it, and the fast kernel takes no mask.
@@ -140,9 +149,8 @@ class Trainer:
     def loss(self, examples: list[Example]) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast("cpu", torch.bfloat16):
             hidden, ids, weights, seen = self.hidden(examples)
-            truth = torch.from_numpy(np.concatenate([t for e in examples for t in e.truths], 1))
             leaving = hidden[ids == self.image_id]
-            dense = self.heads.loss([self.heads.entering(seen), self.heads.leaving(leaving)], truth)
+            dense = self.heads.loss([self.heads.entering(seen), self.heads.leaving(leaving)], token_truths(examples))
             rows, cols = torch.nonzero(weights, as_tuple=True)
             logits = self.model.lm_head(hidden[rows, cols - 1]).float()
             expected, truth = self.scores(hidden, examples)
@@ -155,10 +163,7 @@ class Trainer:
     def perceive(self, examples: list[Example]) -> Tensor:
         """The dense lesson alone, without the decoder: what is wrong with each token as it enters."""
         with torch.autocast("cpu", torch.bfloat16):
-            views = [torch.from_numpy(v.astype(np.float32)) for e in examples for v in e.views]
-            seen = self.model.model.visual.tokens(views)
-            truth = torch.from_numpy(np.concatenate([t for e in examples for t in e.truths], 1))
-            return self.heads.loss([self.heads.entering(seen)], truth)
+            return self.heads.loss([self.heads.entering(self.tokens(examples))], token_truths(examples))
 
 
 def perceive(trainer: Trainer, batch: Callable[[], list[Example]], steps: int) -> None:
@@ -307,7 +312,7 @@ def main() -> None:
         perceive(trainer, eyes, args.perceive)
         average.update({k: v.clone() for k, v in model.state_dict().items() if k in average})
     metrics = (args.out / "metrics.jsonl").open("a")
-    started, best = time.monotonic(), -1.0
+    started = time.monotonic()
     model.train()
     for step in range(first, args.steps):
         warm, along = min(1.0, (step + 1) / 100), step / args.steps
@@ -349,8 +354,6 @@ def main() -> None:
             model.load_state_dict(average, strict=False)
             fixed = np.random.default_rng(7)
             result = evaluate(trainer, {kind: narrate(kind, fixed) for kind in kinds}, dev)
-            if result["dev_srcc"] > best:
-                best = result["dev_srcc"]
             save(args.out / f"step{step + 1}.pt", {"model": model.state_dict(), "step": step + 1, "result": result})
             model.load_state_dict(live)
             save(

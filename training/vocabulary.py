@@ -7,7 +7,7 @@ from degradations import ATTRIBUTES, KINDS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qcheck import prompt
-from qcheck.contract import IMAGE_SLOT
+from qcheck.contract import IMAGE_SLOT, LanguageSpec
 from qcheck.verdict import DEFECT_LEVELS
 
 PAD: Final = "<|endoftext|>"
@@ -29,6 +29,7 @@ FIRST: Final = _FIRST + MAY_ZOOM + _ASSISTANT
 FIRST_FINAL: Final = _FIRST + MUST_ANSWER + _ASSISTANT
 CROP: Final = _CROP + MAY_ZOOM + _ASSISTANT
 CROP_FINAL: Final = _CROP + MUST_ANSWER + _ASSISTANT
+LANGUAGE: Final = LanguageSpec("probe-json", FIRST, FIRST_FINAL, CROP, CROP_FINAL, SCORE_TOKENS, COORDINATE_TOKENS)
 
 
 def build() -> Tokenizer:
