@@ -68,8 +68,8 @@ class RandomAim:
         return Box(x, y, x + crop.width, y + crop.height)
 
 
-def local_rows(engine: Engine, photos: Path, per_source: int) -> dict[str, Row]:
-    sources = [s for s in pristine_photos(photos) if s.split == "test"]
+def local_rows(engine: Engine, photos: Path, per_source: int, split: str) -> dict[str, Row]:
+    sources = [s for s in pristine_photos(photos) if s.split == split]
     passes = {"0": (Prober(engine), 0), "3": (Prober(engine), 3), "random": (Prober(engine, aim=RandomAim(SEED)), 3)}
     found: dict[str, list[Any]] = {name: [] for name in passes}
     truth = []
@@ -186,15 +186,16 @@ def main() -> None:
     parser.add_argument("--brisque-python", type=Path)
     parser.add_argument("--per-source", type=int, default=10, help="damaged photos made of each source")
     parser.add_argument("--parity-photos", type=int, default=24)
+    parser.add_argument("--split", choices=("test", "dev"), default="test", help="dev: for choosing between models")
     args = parser.parse_args()
     started = time.monotonic()
     bundle = Bundle.open(args.model)
     engine = Engine.open(bundle)
-    rated = [p for p in rated_photos(args.rated) if p.split == "test"]
+    rated = [p for p in rated_photos(args.rated) if p.split == args.split]
     rows: dict[str, Row] = {"rated_photos": float(len(rated))}
     rows |= rated_rows(engine, rated)
     rows |= brisque_row(args.brisque_python, rated)
-    rows |= local_rows(engine, args.photos, args.per_source)
+    rows |= local_rows(engine, args.photos, args.per_source, args.split)
     rows |= parity_rows(args.checkpoint, rated, args.photos, args.parity_photos)
     for name, value in rows.items():
         print(
@@ -203,7 +204,7 @@ def main() -> None:
     contract = bundle.contract
     print(f"{contract.name} {contract.version} {contract.precision}, {time.monotonic() - started:.0f} s")
     flat = {name: value.as_list() if isinstance(value, Estimate) else value for name, value in rows.items()}
-    print(json.dumps({"model": contract.name, "sha256": bundle.sha256, **flat}))
+    print(json.dumps({"model": contract.name, "split": args.split, "sha256": bundle.sha256, **flat}))
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def lively(model: Any) -> Any:
     pixels = torch.from_numpy(texture(512, 448, 9)).permute(2, 0, 1)[None] / 128 - 1
     with torch.inference_mode():
         cells = encoder(pixels).flatten(0, 1)
-    model.model.visual.cell_mean.copy_(cells.mean(0))
-    model.model.visual.cell_std.copy_(cells.std(0) + 1e-3)
+    model.model.visual.perception.cell_mean.copy_(cells.mean(0))
+    model.model.visual.perception.cell_std.copy_(cells.std(0) + 1e-3)
     return model
 
 

@@ -233,7 +233,7 @@ def test_pristine_photos(tmp_path: Path) -> None:
         (tmp_path / f"{i}.jpg").write_bytes(bytes([i]))
         (tmp_path / "more" / f"{i}.jpg").write_bytes(bytes([i]))
     (tmp_path / "more" / "notes.txt").write_text("no photo")
-    roles = ["pristine"] * 15 + ["large"] * 10 + ["rejected"] * 5
+    roles = ["pristine"] * 15 + ["large"] * 5 + ["camera"] * 5 + ["rejected"] * 5
     table = "".join(f"{i}.jpg,{role}\n" for i, role in enumerate(roles))
     (tmp_path / "photos.csv").write_text("file,role\n" + table)
     sources = photos.pristine_photos(tmp_path)
@@ -247,6 +247,37 @@ def test_pristine_photos(tmp_path: Path) -> None:
     assert {s.split for s in extra} == {"train"}
 
 
+# What is known of a view
+
+TOKENS = {(2, 2), (2, 3)}  # of 4 x 6 tokens of 100 px, those that the damage below fills
+
+
+def test_token_truth() -> None:
+    samples = script("samples")
+    box = script("samples").Box(1000, 500, 1600, 900)
+    found = [degradations.Damage("noise", 3, (1200, 700, 1395, 798))]
+    truth = samples.token_truth(4, 6, box, found)
+    kinds, levels, boxes = truth.kinds.reshape(4, 6), truth.levels.reshape(4, 6), truth.boxes.reshape(4, 6, 4)
+    for y in range(4):
+        for x in range(6):
+            inside = (y, x) in TOKENS
+            assert kinds[y, x] == (1 + KINDS.index("noise") if inside else 0)
+            assert levels[y, x] == (2 if inside else samples.UNKNOWN)
+            if inside:
+                assert boxes[y, x] == pytest.approx([200 / 600, 200 / 400, 395 / 600, 298 / 400])
+            else:
+                assert np.isnan(boxes[y, x]).all()
+    # A touched token is neither clean nor damaged, but its box is known; one that holds a small damage has it.
+    touched = samples.token_truth(4, 6, box, [degradations.Damage("noise", 3, (1200, 700, 1420, 800))])
+    assert touched.kinds.reshape(4, 6)[2, 4] == touched.levels.reshape(4, 6)[2, 4] == samples.UNKNOWN
+    assert not np.isnan(touched.boxes.reshape(4, 6, 4)[2, 4]).any()
+    small = samples.token_truth(4, 6, box, [degradations.Damage("noise", 3, (1210, 710, 1260, 760))])
+    assert (small.kinds > 0).sum() == 1
+    # What reaches beyond the view ends at its edge.
+    beyond = samples.token_truth(4, 6, box, [degradations.Damage("noise", 3, (800, 300, 1100, 600))])
+    assert beyond.boxes[0] == pytest.approx([0, 0, 100 / 600, 100 / 400])
+
+
 # Conversations
 
 WIDTH, HEIGHT = 1200, 800
@@ -256,82 +287,79 @@ DEFECTS = [
     {"kind": "noise", "level": 4, "box": DAMAGE_BOX},
     {"kind": "color", "level": 2, "box": SECOND_BOX},
 ]
-# Of every view: its role, its box, its size in cells, and the value that all its cells have, to know it again.
+# What perception suspects in the whole view: the first damage, roughly, then a clean place, then the second damage.
+SUSPECTED = ([310, 180, 620, 420], [900, 0, 1100, 200], [790, 490, 1010, 720])
+# Of every view: its role, its box, its size in tokens, and the value that all its tokens have, to know it again.
 VIEWS = [
-    ("global", [0, 0, WIDTH, HEIGHT], (8, 12), 1.0),
-    ("truth0", [220, 100, 668, 548], (6, 6), 2.0),
-    ("truth1", [700, 350, 1148, 798], (6, 6), 3.0),
-    ("near", [0, 0, 448, 320], (4, 6), 4.0),  # shows a third of the first damage
-    ("random", [0, 400, 280, 800], (4, 2), 5.0),  # shows nothing
+    ("global", [0, 0, WIDTH, HEIGHT], (4, 6), 1.0),
+    ("aim0", [250, 100, 698, 548], (3, 3), 2.0),
+    ("aim1", [752, 0, 1200, 448], (3, 3), 6.0),
+    ("truth1", [700, 350, 1148, 798], (3, 3), 3.0),
+    ("near", [0, 0, 448, 320], (2, 3), 4.0),  # shows a third of the first damage
+    ("random", [0, 400, 280, 800], (2, 1), 5.0),  # shows nothing
+    ("window", [100, 0, 700, 400], (2, 3), 7.0),
 ]
+SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus"] for x1, y1, x2, y2 in SUSPECTED]
+CLEAN_VIEWS = ("global", "aim1", "random")
+Item = tuple[dict[str, Any], Any]
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Any]:
-    """Samples that a CellStore wrote, and what reads their cells: two damages, none, patched, whole, rated."""
-    cells = script("cells")
-    store = cells.CellStore(tmp_path_factory.mktemp("cells"), "some-0")
-    writer = store.writer()
+def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
+    """Samples that a CellStore wrote: two damages, none, patched, whole, rated."""
+    look, samples = script("look"), script("samples")
+    folder = tmp_path_factory.mktemp("seen")
+    writer = script("cells").CellStore(folder, "some-0", look.SEEN_CHANNELS).writer()
 
-    def views(count: int) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
-        for role, box, (rows, cols), value in VIEWS[:1] + [VIEWS[i] for i in range(1, count)]:
-            yield {"role": role, "box": box}, np.full((rows, cols, cells.CELL_CHANNELS), value, np.float16)
+    def views(*roles: str) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
+        for role, box, (rows, cols), value in VIEWS:
+            if role in roles:
+                about = {"role": role, "box": box, "score": 3.0, "suspicions": SUSPICIONS}
+                yield about, np.full((rows, cols, look.SEEN_CHANNELS), value, np.float16)
 
     plain = {"split": "train", "name": "x.jpg", "width": WIDTH, "height": HEIGHT, "score": 2.34}
-    writer.add({**plain, "defects": DEFECTS}, views(5))
-    others = [view for view in views(5) if view[0]["role"] in ("global", "random")]
-    writer.add({**plain, "defects": [], "score": 4.6}, iter(others))
-    writer.add({**plain, "defects": DEFECTS[:1]}, views(1))
+    writer.add({**plain, "defects": DEFECTS}, views(*(v[0] for v in VIEWS[:-1])))
+    writer.add({**plain, "defects": [], "score": 4.6}, views(*CLEAN_VIEWS))
+    writer.add({**plain, "defects": DEFECTS[:1]}, views("global", "window"))
     attributes = dict.fromkeys(degradations.ATTRIBUTES, 4.6) | {"noise": 1.72}
-    writer.add(
-        {
-            **plain,
-            "defects": [{"kind": "noise", "level": 4, "box": [0, 0, WIDTH, HEIGHT]}],
-            "attributes": attributes,
-        },
-        views(1),
-    )
-    writer.add({"split": "train", "name": "y.jpg", "score": 3.96}, views(1))
-    data = store.cells()
-
-    def read(view: dict[str, Any]) -> NDArray[np.float16]:
-        part = data[view["offset"] : view["offset"] + view["rows"] * view["cols"]]
-        return part.reshape(view["rows"], view["cols"], -1)
-
-    return store.samples(), read
+    everywhere = {"kind": "noise", "level": 4, "box": [0, 0, WIDTH, HEIGHT]}
+    writer.add({**plain, "defects": [everywhere], "attributes": attributes}, views("global"))
+    writer.add({"split": "train", "name": "y.jpg", "score": 3.96}, views("global", "window"))
+    writer.close()
+    items: list[Item] = samples.Samples(folder, "some", look.SEEN_CHANNELS).of("train")
+    return items
 
 
 KIND_OF_SAMPLE = {"local": 0, "clean": 1, "patched": 2, "whole": 3, "rated": 4}
 
 
-def told(pool: tuple[list[dict[str, Any]], Any], name: str, count: int = 40) -> Iterator[tuple[dict[str, Any], Any]]:
+def told(pool: list[Item], name: str, count: int = 40) -> Iterator[tuple[dict[str, Any], Any]]:
     """Examples of a kind of sample, each with its own chance."""
     trajectories = script("trajectories")
-    sample = pool[0][KIND_OF_SAMPLE[name]]
+    item = pool[KIND_OF_SAMPLE[name]]
     speller = trajectories.Speller(tokenizer())
     for seed in range(count):
-        narrator = trajectories.Narrator(speller, pool[1], np.random.default_rng(seed))
-        yield sample, getattr(narrator, "local" if name == "clean" else name)(sample)
+        narrator = trajectories.Narrator(speller, np.random.default_rng(seed))
+        yield item[0], narrator.tell("aimed" if name in ("local", "clean") else name, item)
 
 
 def texts(example: Any) -> list[str]:
     return [tokenizer().id_to_token(token) for token in example.tokens]
 
 
-def test_what_a_store_writes_it_reads(pool: tuple[list[dict[str, Any]], Any]) -> None:
-    samples, read = pool
-    assert len(samples) == 5
-    for sample in samples:
-        for view in sample["views"]:
-            (value,) = (v for role, _, _, v in VIEWS if role == view["role"])
-            shape = next(s for role, _, s, _ in VIEWS if role == view["role"])
-            cells = read(view)
-            assert cells.shape[:2] == shape
-            assert_array_equal(cells, np.float16(value))
+def test_what_a_store_writes_it_reads(pool: list[Item]) -> None:
+    samples = script("samples")
+    assert len(pool) == 5
+    for item in pool:
+        for index, view in enumerate(item[0]["views"]):
+            ((shape, value),) = ((shape, value) for role, _, shape, value in VIEWS if role == view["role"])
+            seen = samples.read(item, index)
+            assert seen.shape[:2] == shape
+            assert_array_equal(seen, np.float16(value))
 
 
 @pytest.mark.parametrize("name", KIND_OF_SAMPLE)
-def test_examples_are_consistent(pool: tuple[list[dict[str, Any]], Any], name: str) -> None:
+def test_examples_are_consistent(pool: list[Item], name: str) -> None:
     trajectories = script("trajectories")
     image = tokenizer().token_to_id(words.IMAGE)
     for sample, example in told(pool, name):
@@ -341,7 +369,7 @@ def test_examples_are_consistent(pool: tuple[list[dict[str, Any]], Any], name: s
         assert positions.max() + 1 == example.next_position
         assert None not in example.tokens, "a text that is no single token"
         said = texts(example)
-        per_view = [cells.shape[0] // 2 * (cells.shape[1] // 2) for cells in example.views]
+        per_view = [shown.seen.shape[0] * shown.seen.shape[1] for shown in example.views]
         assert example.tokens.count(image) == sum(per_view)
         assert said.count(words.VISION_START) == len(example.views)
         weights = np.array(example.weights)
@@ -360,74 +388,121 @@ def test_score_tokens_are_the_nearest() -> None:
     assert [score_token(s) for s in (1.0, 2.34, 3.96, 5.0, 0.2, 7.0)] == ["1.0", "2.3", "4.0", "5.0", "1.0", "5.0"]
 
 
-def test_probing_conversations_vary(pool: tuple[list[dict[str, Any]], Any]) -> None:
-    lengths = [len(example.views) for _, example in told(pool, "local")]
-    assert set(lengths) == {1, 2, 3, 4}
-    assert {len(example.views) for _, example in told(pool, "clean")} == {1, 2}
+def test_probing_conversations_vary(pool: list[Item]) -> None:
+    assert {len(example.views) for _, example in told(pool, "local")} == {1, 2, 3, 4}
+    assert {len(example.views) for _, example in told(pool, "clean")} == {1, 2, 3}
 
 
-def calls_of(example: Any) -> Iterator[tuple[list[str], list[float], float]]:
-    """Each call's texts and weights, and the value of the crop that it brought."""
+def calls_of(example: Any) -> Iterator[tuple[list[str], list[float], str]]:
+    """Each call's texts and weights, and the role of the crop that it brought."""
     said, view = texts(example), 0
     for start, text in enumerate(said):
         if text == prompt.CALL_OPEN:
             view += 1
             end = said.index(prompt.TURN_END, start) + 1
-            yield said[start:end], example.weights[start:end], float(example.views[view].flat[0])
+            yield said[start:end], example.weights[start:end], example.views[view].role
 
 
-def test_only_calls_that_find_a_damage_are_taught(pool: tuple[list[dict[str, Any]], Any]) -> None:
-    seen: dict[tuple[float, bool], int] = {}
-    for _, example in told(pool, "local", 60):
-        found: set[float] = set()
-        for said, weights, crop in calls_of(example):
-            finds = crop in (2.0, 3.0) and crop not in found
-            seen[crop, finds] = seen.get((crop, finds), 0) + 1
-            found.add(crop)
-            choices = [i for i, text in enumerate(said) if text not in prompt.CHUNKS]
-            assert len(choices) == 5
-            assert weights[0] == 1.0
-            if finds:
-                assert [weights[i] for i in choices] == [1.0] * 5
-                assert said[-3] == ("noise" if crop == 2.0 else "color")
-                # Of 1200 x 800 pixels in steps of 10 of 1000; mirrored in half of the conversations.
-                x1, y1, x2, y2 = DAMAGE_BOX if crop == 2.0 else SECOND_BOX
-                both = [
-                    [round(a / 12) * 10, round(y1 / 8) * 10, round(b / 12) * 10, round(y2 / 8) * 10]
-                    for a, b in ((x1, x2), (WIDTH - x2, WIDTH - x1))
-                ]
-                aimed = [int(said[i]) for i in choices[:4]]
-                assert any(max(abs(a - b) for a, b in zip(aimed, truth, strict=True)) <= 10 for truth in both), aimed
-            else:
-                assert not any(weights[1:]), "a bad aim was taught"
-    assert {key for key, count in seen.items() if count} >= {(2.0, True), (3.0, True), (4.0, False), (5.0, False)}
-    for name in ("clean", "patched", "rated"):
+def near(said: list[str], box: list[int]) -> bool:
+    """Whether a call's coordinates say this box of the photo, in steps of 10 of 1000."""
+    chosen = [int(text) for text in said if text not in prompt.CHUNKS and text.isdigit()]
+    truth = [v * 1000 / side for v, side in zip(box, (WIDTH, HEIGHT) * 2, strict=True)]
+    return max(abs(a - b) for a, b in zip(chosen, truth, strict=True)) <= 6
+
+
+def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
+    seen = set()
+    for name in ("local", "clean"):
+        for _, example in told(pool, name, 150):
+            found: set[str] = set()
+            for turn, (said, weights, crop) in enumerate(calls_of(example)):
+                chosen = [i for i, text in enumerate(said) if text not in prompt.CHUNKS]
+                assert len(chosen) == 5
+                assert weights[0] == 1.0, "whether to call is always taught"
+                if not any(weights[1:]):
+                    seen.add(("any", crop))
+                    continue
+                assert [weights[i] for i in chosen] == [1.0] * 5
+                # Where perception suspects something: the suspicion, by the name of what is really there.
+                waits = {0: ("aim0", "noise"), 2: ("truth1", "color")} if name == "local" else {}
+                if near(said, list(SUSPECTED[turn])):
+                    crops, kind = waits.get(turn, (None, "defocus"))
+                    if crops in found:
+                        crops, kind = None, "defocus"
+                    assert said[-3] == kind
+                    assert crop == crops or (crops is None and crop in ("aim1", "random"))
+                    seen.add(("suspicion", crop))
+                else:  # Else only a damage that waits.
+                    assert name == "local"
+                    assert crop not in found
+                    assert (crop, said[-3]) in {("aim0", "noise"), ("truth1", "color")}
+                    assert near(said, DAMAGE_BOX if crop == "aim0" else SECOND_BOX)
+                    seen.add(("damage", crop))
+                found.add(crop)
+    assert seen == {
+        *(("suspicion", crop) for crop in ("aim0", "aim1", "random", "truth1")),
+        *(("damage", crop) for crop in ("aim0", "truth1")),
+        *(("any", crop) for crop in ("near", "random", "aim1")),
+    }
+    for name in ("patched", "rated"):
         weights = [w for _, example in told(pool, name) for _, all_of, _ in calls_of(example) for w in all_of[1:]]
         assert weights, name
         assert not any(weights), name
 
 
-def test_findings_say_what_the_crop_shows(pool: tuple[list[dict[str, Any]], Any]) -> None:
-    expected = {2.0: ("noise", DEFECT_LEVELS[3]), 3.0: ("color", DEFECT_LEVELS[1]), 5.0: (prompt.THINK_CLEAN,)}
+def test_looking_ends_when_all_is_found(pool: list[Item]) -> None:
+    """And not before, unless the cap does it."""
+    trajectories = script("trajectories")
+    for name in ("local", "clean"):
+        for _, example in told(pool, name, 100):
+            if len(example.views) == 1:
+                continue
+            last = list(turns(example))[-1]
+            left = [
+                d
+                for d in (script("samples").damages({"defects": DEFECTS}) if name == "local" else [])
+                if not any(trajectories.share(d, crop) >= trajectories.FOUND_SHARE for crop in example.views[1:])
+            ]
+            assert not left or not last[1], "an answer while a damage waits and a crop is allowed"
+
+
+def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
+    expected = {
+        "aim0": ("noise", DEFECT_LEVELS[3]),
+        "truth1": ("color", DEFECT_LEVELS[1]),
+        "random": (prompt.THINK_CLEAN,),
+        "aim1": (prompt.THINK_CLEAN,),
+    }
     checked = set()
-    for _, example in told(pool, "local", 60):
+    for _, example in told(pool, "local", 100):
         said = texts(example)
         starts = [i for i, text in enumerate(said) if text == prompt.THINK_OPEN]
-        for start, cells in zip(starts, example.views[1:], strict=True):
-            crop = float(cells.flat[0])
-            if crop not in expected:
+        for start, shown in zip(starts, example.views[1:], strict=True):
+            if shown.role not in expected:
                 continue
-            checked.add(crop)
-            assert said[start + 1] == expected[crop][0]
-            if crop == 5.0:
+            checked.add(shown.role)
+            assert said[start + 1] == expected[shown.role][0]
+            if said[start + 1] == prompt.THINK_CLEAN:
                 assert said[start + 2] == prompt.THINK_CLOSE
+                assert example.weights[start + 1] == 1.0
                 continue
-            assert said[start + 3] == expected[crop][1]
-            # The damage in the crop, in thousandths of it: [80, 100, 380, 300] and [100, 150, 300, 350] of 448 px.
-            left, top, right, bottom = (180, 220, 850, 670) if crop == 2.0 else (220, 330, 670, 780)
-            coords = [int(said[start + 5 + 2 * i]) for i in range(4)]
-            assert coords in ([left, top, right, bottom], [1000 - right, top, 1000 - left, bottom])
+            assert said[start + 3] == expected[shown.role][1]
+            # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
+            truth = [110, 220, 780, 670] if shown.role == "aim0" else [220, 330, 670, 780]
+            assert [int(said[start + 5 + 2 * i]) for i in range(4)] == truth
     assert checked == set(expected)
+
+
+def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
+    samples, trajectories = script("samples"), script("trajectories")
+    speller = trajectories.Speller(tokenizer())
+    crop = next(v for v in trajectories.shown_views(pool[0]) if v.role == "near")
+    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], 1.0)):
+        example = trajectories.Example()
+        found = samples.damages({"defects": [{"kind": "noise", "level": 4, "box": box}]})
+        trajectories.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
+        assert prompt.THINK_CLEAN in texts(example)
+        assert example.weights[texts(example).index(prompt.THINK_CLEAN)] == taught
 
 
 def turns(example: Any) -> Iterator[tuple[bool, bool, list[int], list[float]]]:
@@ -470,7 +545,7 @@ SPOKEN = [name for name in KIND_OF_SAMPLE if name != "rated"]
 
 
 @pytest.mark.parametrize("name", [*SPOKEN, "rated"])
-def test_the_runtime_could_have_had_every_conversation(pool: tuple[list[dict[str, Any]], Any], name: str) -> None:
+def test_the_runtime_could_have_had_every_conversation(pool: list[Item], name: str) -> None:
     grammar = Grammar(plain_contract(), tokenizer())
     for _, example in told(pool, name, 60):
         found = list(turns(example))
@@ -481,7 +556,7 @@ def test_the_runtime_could_have_had_every_conversation(pool: tuple[list[dict[str
 
 
 @pytest.mark.parametrize("name", ["local", "clean", "patched", "whole"])
-def test_what_is_decided_is_taught_as_a_decision(pool: tuple[list[dict[str, Any]], Any], name: str) -> None:
+def test_what_is_decided_is_taught_as_a_decision(pool: list[Item], name: str) -> None:
     grammar = Grammar(plain_contract(), tokenizer())
     weights_seen = set()
     for _, example in told(pool, name, 60):

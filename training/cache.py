@@ -2,9 +2,14 @@
 
     python training/cache.py --rated DATA/biq2021 --photos DATA/photos --out CACHE [--extra MORE_PHOTOS] [--local N]
 
-Writes four kinds of sample (a `CellStore` each and worker): `rated` (a rated photo at several scales), `patched` (a
-rated photo with local damage), `whole` (a clean photo at screen size, damaged all over) and `local` (a clean photo at
-full resolution, damaged in 0 to 2 places, with crops). Test photos are left out: benchmarks/gates.py makes its own.
+Writes four kinds of sample (a `CellStore` each and worker): `rated` (a rated photo as it is, mirrored, reduced and
+cut), `patched` (a good rated photo with local damage or none), `whole` (a clean photo at screen size, damaged all over)
+and `local` (a clean photo or a mosaic of good rated ones at full resolution, damaged in 0 to 2 places, with crops).
+Test photos are left out: benchmarks/gates.py makes its own. Once there are eyes (perceive.py),
+
+    python training/cache.py ... --kinds aimed --eyes RUN/eyes.pt
+
+writes more big photos, cropped where those eyes suspect something: what probing will really see.
 """
 
 import argparse
@@ -13,7 +18,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -21,10 +26,20 @@ from cells import IMAGENET_MEAN, IMAGENET_STD, CellStore, export_encoder
 from degradations import ATTRIBUTE_OF, BANK, CLEAN_SCORE, KINDS, Damage, damage, damaged_score, score_drop
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from numpy.typing import NDArray
-from photos import Rated, Source, pristine_photos, rated_photos
-from PIL import Image
+from photos import Rated, Source, Split, pristine_photos, rated_photos
+from PIL import Image, ImageEnhance, ImageFilter
 
 from qcheck.tiles import Box, View, ViewSpec, crop_box, normalise_table, render, view_of, whole
+
+CACHED: Final = ("local", "whole", "rated", "patched", "aimed")
+# Rated photos at least this good (1..5) may stand for undamaged ones; below, their own defects have no box.
+GOOD_SCORE: Final = 3.3
+PATCHED_CLEAN_SHARE: Final = 0.3
+REGION: Final = (0.07, 0.34)  # least and greatest side of a damaged region, of the photo's sides
+LARGE_REGION: Final = (0.34, 0.95)
+LARGE_SHARE: Final = 0.15
+MOSAIC_SHARE: Final = 0.4  # of `local` samples: few clean photos are big, and contents must not be learned by heart
+MOSAIC_TILES: Final = 6  # at most, a side
 
 Pixels = NDArray[np.uint8]
 Views = Iterator[tuple[dict[str, Any], NDArray[np.float16]]]
@@ -55,6 +70,34 @@ def load(path: Path) -> Pixels:
     return np.array(Image.open(path).convert("RGB"))
 
 
+def varied(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """The same photo as another camera might have given it: size, tone, colour, softness, grain. What is clean stays
+    clean, but cannot be learned by heart."""
+    height, width = pixels.shape[:2]
+    image = Image.fromarray(pixels)
+    if rng.random() < 0.5:
+        scale = rng.uniform(0.65, 1.0)
+        image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
+    if rng.random() < 0.3:
+        image = ImageEnhance.Color(image).enhance(rng.uniform(0.3, 1.3))
+    if rng.random() < 0.15:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.9)))
+    if rng.random() < 0.2:
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    pixels = np.array(image)
+    if rng.random() < 0.7:
+        gamma, gains = math.exp(rng.normal(0, 0.15)), rng.uniform(0.88, 1.1) * rng.uniform(0.95, 1.05, 3)
+        steps = 255 * (np.arange(256)[:, None] / 255) ** gamma * gains
+        table = np.clip(np.rint(steps), 0, 255).astype(np.uint8)
+        pixels = np.stack([table[:, c][pixels[:, :, c]] for c in range(3)], 2)
+    if rng.random() < 0.2:
+        # One tile of grain, repeated: a normal number a pixel would take longer than all the rest.
+        grain = np.rint(rng.normal(0, rng.uniform(1, 4), (256, 256, 3))).astype(np.int16)
+        tiled = np.tile(grain, (-(-pixels.shape[0] // 256), -(-pixels.shape[1] // 256), 1))
+        pixels = np.clip(pixels + tiled[: pixels.shape[0], : pixels.shape[1]], 0, 255).astype(np.uint8)
+    return pixels
+
+
 def rescaled(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -71,9 +114,10 @@ def rated_sample(look: Look, photo: Rated, rng: np.random.Generator) -> tuple[di
         yield look.at(pixels, overall(pixels), GLOBAL_VIEW, "global")
         if photo.split != "train":
             return
-        for scale in (rng.uniform(0.55, 0.85), rng.uniform(1.2, 1.8)):
-            other = rescaled(pixels, int(width * scale), int(height * scale))
-            yield look.at(other, overall(other), GLOBAL_VIEW, "global")
+        yield look.at(np.ascontiguousarray(pixels[:, ::-1]), overall(pixels), GLOBAL_VIEW, "global")
+        scale = rng.uniform(0.6, 0.9)
+        other = rescaled(pixels, int(width * scale), int(height * scale))
+        yield look.at(other, overall(other), GLOBAL_VIEW, "global")
         side = int(width * rng.uniform(0.75, 0.95))
         x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
         part = np.ascontiguousarray(pixels[y : y + side, x : x + side])
@@ -87,7 +131,7 @@ def damages_record(damages: list[Damage]) -> list[dict[str, Any]]:
 
 
 def patched_sample(look: Look, photo: Rated, rng: np.random.Generator) -> tuple[dict[str, Any], Views]:
-    """A rated photo, damaged locally at its own resolution: many contents for the same skill that crops need."""
+    """A good rated photo, damaged locally at its own resolution: many contents for the same skill that crops need."""
     pixels = load(photo.path)
     height, width = pixels.shape[:2]
     if rng.random() < 0.5:
@@ -95,8 +139,10 @@ def patched_sample(look: Look, photo: Rated, rng: np.random.Generator) -> tuple[
         x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
         pixels = np.ascontiguousarray(pixels[y : y + side, x : x + side])
         height, width = pixels.shape[:2]
-    found = damage(pixels, str(rng.choice(KINDS)), int(rng.integers(1, 6)), rng, size=(0.18, 0.75), avoid=[])
-    damages = [] if found is None else [found]
+    damages: list[Damage] = []
+    if rng.random() >= PATCHED_CLEAN_SHARE:
+        found = damage(pixels, str(rng.choice(KINDS)), int(rng.integers(1, 6)), rng, size=(0.18, 0.75), avoid=[])
+        damages = [] if found is None else [found]
     sample = {
         "split": photo.split,
         "name": photo.path.name,
@@ -163,61 +209,124 @@ def crop_targets(damages: list[Damage], width: int, height: int, rng: np.random.
         yield "random", random_box(width, height, rng)
 
 
-def local_sample(look: Look, source: Source, clean: Pixels, rng: np.random.Generator) -> tuple[dict[str, Any], Views]:
+def mosaic(photos: list[Rated], rng: np.random.Generator) -> Pixels:
+    """Rated photos side by side, at their own resolution: a big picture of contents that no clean photo has."""
+    rows, cols = (int(n) for n in rng.integers(MOSAIC_TILES - 2, MOSAIC_TILES + 1, 2))
+    tiles = [load(photos[i].path) for i in rng.choice(len(photos), rows * cols, replace=False)]
+    side = min(min(tile.shape[:2]) for tile in tiles)
+    return np.vstack([np.hstack([t[:side, :side] for t in tiles[r * cols : (r + 1) * cols]]) for r in range(rows)])
+
+
+class Eyes:
+    """Where perception would look: the crops that a model on top of it will ask for."""
+
+    def __init__(self, path: Path) -> None:
+        import torch  # only here: the other kinds of sample need no torch in the workers
+        from visual import Perception, perceived, proposals
+
+        torch.set_num_threads(1)
+        perception = Perception()
+        perception.load_state_dict(torch.load(path, weights_only=True)["eyes"])
+        perception.eval()
+
+        @torch.inference_mode()
+        def suspects(cells: NDArray[np.float16]) -> list[list[float]]:
+            boxes: list[list[float]] = proposals(
+                perceived(perception, [torch.from_numpy(cells.astype(np.float32))])[0]
+            ).boxes.tolist()
+            return boxes
+
+        self.suspects = suspects
+
+    def targets(self, cells: NDArray[np.float16], width: int, height: int) -> Iterator[Box]:
+        """What to zoom into, in photo pixels; `cells`: of the global view."""
+        for x1, y1, x2, y2 in self.suspects(cells):
+            yield Box(int(x1 * width), int(y1 * height), math.ceil(x2 * width), math.ceil(y2 * height))
+
+
+def local_sample(
+    look: Look, split: Split, name: str, clean: Pixels, rng: np.random.Generator, eyes: Eyes | None = None
+) -> tuple[dict[str, Any], Views]:
     height, width = clean.shape[:2]
     share = rng.uniform(0.6, 1.0) if rng.random() < 0.6 else 1.0
     w, h = int(width * share), int(height * share)
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     pixels = clean[y : y + h, x : x + w]
-    pixels = np.ascontiguousarray(pixels[:, ::-1] if rng.random() < 0.5 else pixels)
+    pixels = varied(np.ascontiguousarray(pixels[:, ::-1] if rng.random() < 0.5 else pixels), rng)
+    h, w = pixels.shape[:2]
     damages: list[Damage] = []
-    for _ in range(rng.choice((0, 1, 2), p=(0.25, 0.6, 0.15))):
-        found = damage(pixels, str(rng.choice(KINDS)), int(rng.integers(1, 6)), rng, size=(0.07, 0.34), avoid=damages)
+    size = LARGE_REGION if eyes and rng.random() < LARGE_SHARE else REGION
+    for _ in range(rng.choice((0, 1, 2), p=(0.3, 0.58, 0.12))):
+        found = damage(pixels, str(rng.choice(KINDS)), int(rng.integers(1, 6)), rng, size=size, avoid=damages)
         damages += [] if found is None else [found]
     damages.sort(key=lambda d: -score_drop(d.level, (d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) / (w * h)))
     sample = {
-        "split": source.split,
-        "name": source.path.name,
+        "split": split,
+        "name": name,
         "width": w,
         "height": h,
         "defects": damages_record(damages),
     }
 
     def views() -> Views:
-        yield look.at(pixels, overall(pixels), GLOBAL_VIEW, "global")
+        overview, cells = look.at(pixels, overall(pixels), GLOBAL_VIEW, "global")
+        yield overview, cells
+        if eyes is not None:
+            for index, target in enumerate(eyes.targets(cells, w, h)):
+                yield look.at(pixels, crop_box(target, CROP, w, h), CROP_VIEW, f"aim{index}")
         for role, target in crop_targets(damages, w, h, rng):
             yield look.at(pixels, crop_box(target, CROP, w, h), CROP_VIEW, role)
 
     return {**sample, "score": damaged_score(CLEAN_SCORE, damages, w, h)}, views()
 
 
+def local_samples(
+    look: Look,
+    count: int,
+    clean: list[tuple[Source, Pixels]],
+    rated: list[Rated],
+    rng: np.random.Generator,
+    eyes: Eyes | None = None,
+) -> Iterator[tuple[dict[str, Any], Views]]:
+    for _ in range(count):
+        if rng.random() < MOSAIC_SHARE:
+            yield local_sample(look, "train", "mosaic", mosaic(rated, rng), rng, eyes)
+        else:
+            source, pixels = clean[int(rng.integers(len(clean)))]
+            yield local_sample(look, source.split, source.path.name, pixels, rng, eyes)
+
+
 def work(worker: int, args: argparse.Namespace) -> None:
-    look, rng, started = Look(args.out / "encoder.onnx"), np.random.default_rng([args.seed, worker]), time.monotonic()
-    mine: Callable[[list[Any]], list[Any]] = lambda items: items[worker :: args.workers]  # noqa: E731
-    sources = [s for s in pristine_photos(args.photos, args.extra) if s.split != "test"]
-    rated = [p for p in rated_photos(args.rated) if p.split != "test"]
+    look, started = Look(args.out / "encoder.onnx"), time.monotonic()
+    sources = [s for s in pristine_photos(args.photos, args.extra) if s.split != "test"][worker :: args.workers]
+    rated = [p for p in rated_photos(args.rated) if p.split != "test"][worker :: args.workers]
+    good = [p for p in rated if p.score >= GOOD_SCORE]
+    clean = [(s, load(s.path)) for s in sources]
 
-    def write(name: str, make: Iterator[tuple[dict[str, Any], Views]], total: int) -> None:
+    def write(name: str, make: Callable[[np.random.Generator], Iterator[tuple[dict[str, Any], Views]]]) -> None:
+        # Each kind has a seed of its own, so that one can be made again without the others.
+        rng = np.random.default_rng([args.seed, worker, *name.encode()])
         writer = CellStore(args.out, f"{name}-{worker}").writer()
-        for done, (sample, views) in enumerate(make, 1):
+        for done, (sample, views) in enumerate(make(rng), 1):
             writer.add(sample, views)
-            if done % 50 == 0 or done == total:
-                print(f"worker {worker}: {name} {done}/{total}, {time.monotonic() - started:.0f} s", flush=True)
+            if done % 50 == 0:
+                print(f"worker {worker}: {name} {done}, {time.monotonic() - started:.0f} s", flush=True)
 
-    write("rated", (rated_sample(look, p, rng) for p in mine(rated)), len(mine(rated)))
-    write("patched", (patched_sample(look, p, rng) for p in mine(rated)), len(mine(rated)))
-    clean = {s.path: load(s.path) for s in mine(sources)}
-    order = [mine(sources)[i] for i in rng.integers(0, len(mine(sources)), max(args.whole, args.local) // args.workers)]
-    write(
-        "whole",
-        (whole_sample(look, s, clean[s.path], rng) for s in order[: args.whole // args.workers]),
-        args.whole // args.workers,
-    )
-    write(
-        "local",
-        (local_sample(look, s, clean[s.path], rng) for s in order[: args.local // args.workers]),
-        args.local // args.workers,
-    )
+    def wholes(rng: np.random.Generator) -> Iterator[tuple[dict[str, Any], Views]]:
+        for i in rng.integers(0, len(clean), args.whole // args.workers):
+            yield whole_sample(look, *clean[i], rng)
+
+    train = [p for p in good if p.split == "train"]
+    eyes = Eyes(args.eyes) if args.eyes else None
+    makers: dict[str, Callable[[np.random.Generator], Iterator[tuple[dict[str, Any], Views]]]] = {
+        "local": lambda rng: local_samples(look, args.local // args.workers, clean, train, rng),
+        "aimed": lambda rng: local_samples(look, args.aimed // args.workers, clean, train, rng, eyes),
+        "whole": wholes,
+        "rated": lambda rng: (rated_sample(look, p, rng) for p in rated),
+        "patched": lambda rng: (patched_sample(look, p, rng) for p in good * args.patched),
+    }
+    for kind in args.kinds:
+        write(kind, makers[kind])
 
 
 def main() -> None:
@@ -226,11 +335,17 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--extra", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--local", type=int, default=4000)
-    parser.add_argument("--whole", type=int, default=1600)
+    parser.add_argument("--kinds", nargs="+", choices=CACHED, default=CACHED[:4])
+    parser.add_argument("--eyes", type=Path, help="a checkpoint of perceive.py, for `aimed`")
+    parser.add_argument("--local", type=int, default=4400)
+    parser.add_argument("--aimed", type=int, default=2400)
+    parser.add_argument("--whole", type=int, default=1200)
+    parser.add_argument("--patched", type=int, default=2, help="samples of each good rated photo")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if ("aimed" in args.kinds) != (args.eyes is not None):
+        parser.error("--kinds aimed and --eyes go together")
     args.out.mkdir(parents=True, exist_ok=True)
     export_encoder(args.out / "encoder.onnx")
     workers = [multiprocessing.get_context("spawn").Process(target=work, args=(i, args)) for i in range(args.workers)]

@@ -98,13 +98,14 @@ class CellEncoder(nn.Module):
 
 
 class CellStore:
-    """Cells of many views in one flat fp16 file, with a JSON line a sample. Append-only; readers map it.
+    """Cells (or tokens) of many views in one flat fp16 file, with a JSON line a sample. Append-only; readers map it.
 
-    `DIR/NAME.f16`: views one after the other, each (rows, cols, CELL_CHANNELS) fp16. `DIR/NAME.jsonl`: one sample a
-    line; its `views` list names each view's offset (in cells), rows and cols.
+    `DIR/NAME.f16`: views one after the other, each (rows, cols, channels) fp16. `DIR/NAME.jsonl`: one sample a line;
+    its `views` list names each view's offset (in cells), rows and cols.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, channels: int = CELL_CHANNELS) -> None:
+        self.channels = channels
         self.data_path, self.index_path = directory / f"{name}.f16", directory / f"{name}.jsonl"
 
     def writer(self) -> "CellWriter":
@@ -114,9 +115,9 @@ class CellStore:
         return [json.loads(line) for line in self.index_path.read_text().splitlines()]
 
     def cells(self) -> NDArray[np.float16]:
-        """(cells, CELL_CHANNELS) fp16, mapped."""
-        count = self.data_path.stat().st_size // (2 * CELL_CHANNELS)
-        return np.memmap(self.data_path, np.float16, "r", shape=(count, CELL_CHANNELS))
+        """(cells, channels) fp16, mapped."""
+        count = self.data_path.stat().st_size // (2 * self.channels)
+        return np.memmap(self.data_path, np.float16, "r", shape=(count, self.channels))
 
 
 class CellWriter:
@@ -133,6 +134,10 @@ class CellWriter:
         self.data.flush()
         self.index.write(json.dumps({**sample, "views": entries}) + "\n")
         self.index.flush()
+
+    def close(self) -> None:
+        self.data.close()
+        self.index.close()
 
 
 def export_encoder(path: Path) -> None:

@@ -2,7 +2,8 @@
 
     python training/export_nano.py --run RUN/best.pt --card training/MODEL_CARD.md --out qcheck/models/nano
 
-Precisions: fp32; int8 (the decoder's matrices in symmetric blocks of 32 weights; the vision graph stays fp32).
+Precisions: fp32; int8 (matrices in symmetric blocks of 32 weights; the decoder's are multiplied in int8 where the CPU
+can, those of the vision graph are only stored so; convolutions stay fp32).
 """
 
 import argparse
@@ -39,7 +40,7 @@ from qcheck.contract import (
     present_name,
 )
 
-VERSION: Final = "0.1.0"
+VERSION: Final = "0.2.0"
 LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
 MAX_TOKENS: Final = 8192  # 64 probes of 64 image tokens and their turns
 OPSET: Final = 18
@@ -157,11 +158,14 @@ def strip(path: Path) -> None:
     onnx.save(model, path)
 
 
-def quantise(path: Path) -> None:
-    """Weights to 8 bits in place: round to nearest, symmetric, blocks of 32; computed in int8 where the CPU can."""
+def quantise(path: Path, accuracy_level: int) -> None:
+    """Matrices to 8 bits in place: round to nearest, symmetric, blocks of 32. `accuracy_level`: of MatMulNBits, 1:
+    multiplied in fp32, 4: in int8."""
     quantizer = MatMulNBitsQuantizer(
         onnx.load(path),
-        algo_config=DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8),
+        algo_config=DefaultWeightOnlyQuantConfig(
+            block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=8
+        ),
     )
     quantizer.process()
     quantizer.model.save_model_to_file(str(path), False)
@@ -221,7 +225,8 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
     for name in ("vision.onnx", "decoder.onnx"):
         strip(work / name)
     if precision == "int8":
-        quantise(work / "decoder.onnx")
+        quantise(work / "decoder.onnx", 4)
+        quantise(work / "vision.onnx", 1)
     write_safetensor(work / "embeddings.safetensors", EMBEDDINGS_TENSOR, model.get_input_embeddings().weight)
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
     shutil.copyfile(card, work / "MODEL_CARD.md")

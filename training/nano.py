@@ -4,25 +4,12 @@ A thin subclass: only `visual` is swapped, so transformers' position code, `gene
 Qwen2.5-VL. Patch 16 and merge 4 make one token of 64 x 64 px, which holds 2x2 cells of 32 px.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Any, Final
-
-import torch
 import vocabulary as words
-from cells import CELL_CHANNELS, CELL_PX, CellEncoder
-from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
+from nano_spec import MERGE, PATCH_PX
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-CELLS_PER_TOKEN: Final = CELLS_PER_SIDE**2
-POSITION_FREQUENCIES: Final = 6
-POSITION_CHANNELS: Final = 4 * POSITION_FREQUENCIES + 4
-CLIP: Final = 8.0  # standard deviations
-NOISE: Final = 0.1  # standard deviations, in training
-TOKEN_DROP: Final = 0.1
+from visual import NanoVisual
 
 
 def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6) -> Qwen2_5_VLConfig:
@@ -66,76 +53,6 @@ def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6) -> Qwen2_5_
     )
 
 
-class NanoVisual(nn.Module):
-    """Pixels to tokens. A token sees its four cells, the whole view's mean and spread, and where in the view it is."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.spatial_merge_size = MERGE
-        self.encoder = CellEncoder()
-        self.register_buffer("cell_mean", torch.zeros(CELL_CHANNELS))
-        self.register_buffer("cell_std", torch.ones(CELL_CHANNELS))
-        self.from_cells = nn.Linear(CELLS_PER_TOKEN * CELL_CHANNELS, hidden)
-        self.from_summary = nn.Linear(2 * CELL_CHANNELS, hidden, bias=False)
-        self.from_position = nn.Linear(POSITION_CHANNELS, hidden, bias=False)
-        self.mix = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden))
-        self.norm = nn.LayerNorm(hidden)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.from_cells.weight.dtype
-
-    def tokens(self, views: Sequence[Tensor]) -> Tensor:
-        """Cells of views, (rows, cols, CELL_CHANNELS) each -> (sum of rows/2 * cols/2, hidden), raster order a view."""
-        parts = [self.gathered(cells) for cells in views]
-        cells, summaries, places = (torch.cat(part) for part in zip(*parts, strict=True))
-        x = self.from_cells(cells) + self.from_summary(summaries) + self.from_position(places)
-        x = self.norm(x + self.mix(x))
-        if self.training:
-            x = x * (torch.rand(x.shape[0], 1, device=x.device) >= TOKEN_DROP)
-        return x
-
-    def gathered(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A view's tokens before any weight: their four cells, the view's mean and spread, their places."""
-        x = ((cells - self.cell_mean) / self.cell_std).clamp(-CLIP, CLIP)
-        rows, cols = x.shape[0] // CELLS_PER_SIDE, x.shape[1] // CELLS_PER_SIDE
-        flat = x.flatten(0, 1)
-        mean = flat.mean(0)
-        summary = torch.cat((mean, torch.sqrt(((flat - mean) ** 2).mean(0) + 1e-6)))
-        if self.training:
-            x = x + NOISE * torch.randn_like(x)
-        x = x.reshape(rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).permute(0, 2, 1, 3, 4)
-        x = x.reshape(rows * cols, CELLS_PER_TOKEN * CELL_CHANNELS)
-        return x, summary.expand(x.shape[0], 2 * CELL_CHANNELS), positions(rows, cols, x)
-
-    def image_tokens(self, pixels: Tensor) -> Tensor:
-        """(1, 3, h, w) normalised pixels -> (h/64 * w/64, hidden)."""
-        return self.tokens([self.encoder(pixels)])
-
-    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Qwen's call. `hidden_states`: all patches, (n, 3*16*16), in merge-block order; `grid_thw`: (images, 3)."""
-        views, start = [], 0
-        for _, rows, cols in grid_thw.tolist():
-            patches = hidden_states[start : start + rows * cols]
-            start += rows * cols
-            x = patches.reshape(rows // MERGE, cols // MERGE, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
-            x = x.permute(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * PATCH_PX, cols * PATCH_PX)
-            views.append(self.image_tokens(x))
-        tokens = torch.cat(views)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)
-
-
-def positions(rows: int, cols: int, like: Tensor) -> Tensor:
-    """(rows * cols, POSITION_CHANNELS): sines and cosines of each token's place in its view, and the view's size."""
-    y = (torch.arange(rows, device=like.device, dtype=torch.float32) + 0.5) / rows
-    x = (torch.arange(cols, device=like.device, dtype=torch.float32) + 0.5) / cols
-    place = torch.stack((y[:, None] + 0 * x, x + 0 * y[:, None]), -1).reshape(-1, 2, 1)
-    octaves = math.pi * 2.0 ** torch.arange(POSITION_FREQUENCIES, device=like.device, dtype=torch.float32)
-    waves = torch.cat((torch.sin(place * octaves), torch.cos(place * octaves)), -1).flatten(1)
-    size = torch.stack((torch.log(0 * y[0] + rows), torch.log(0 * x[0] + cols))) / 3
-    return torch.cat((waves, place[:, :, 0], size.expand(waves.shape[0], 2)), -1)
-
-
 class Nano(Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL with `visual` swapped."""
 
@@ -149,6 +66,3 @@ def view_pixels_to_patches(planar: Tensor) -> tuple[Tensor, list[int]]:
     rows, cols = planar.shape[1] // PATCH_PX, planar.shape[2] // PATCH_PX
     x = planar.reshape(3, rows // MERGE, MERGE, PATCH_PX, cols // MERGE, MERGE, PATCH_PX).permute(1, 4, 2, 5, 0, 3, 6)
     return x.reshape(rows * cols, 3 * PATCH_PX**2), [1, rows, cols]
-
-
-__all__: Sequence[str] = ("CELL_PX", "Nano", "NanoVisual", "config", "view_pixels_to_patches")

@@ -50,14 +50,14 @@ def rated_photos(folder: Path) -> list[Rated]:
 
 
 def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:
-    """The clean photos of a folder with `photos.csv` (file, role); `large` and `extra` ones only ever train."""
+    """The clean photos of a folder with `photos.csv` (file, role); `large`, `camera`, `extra` ones only ever train."""
     sources = []
     with (folder / "photos.csv").open(newline="") as table:
         for row in csv.DictReader(table):
             path = folder / row["file"]
             if row["role"] == "pristine":
                 sources.append(Source(path, split_of(content_share(path), PRISTINE_TEST_SHARE, PRISTINE_DEV_SHARE)))
-            elif row["role"] == "large":
+            elif row["role"] in {"large", "camera"}:
                 sources.append(Source(path, "train"))
     if extra is not None:
         sources += [

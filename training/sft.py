@@ -1,10 +1,11 @@
-"""Supervised training of nano on cached cells.
+"""Supervised training of nano's decoder on what its eyes made of every view.
 
-    python training/sft.py --cache CACHE --out RUN [--steps 2000] [--seed 0] [--resume]
+    python training/sft.py --looked LOOKED --eyes RUN/eyes.pt --out RUN [--steps 1000] [--seed 0] [--resume]
 
-Every step sees rated photos (their score), patched and whole-damaged ones, and probing conversations over big photos.
-Score and coordinate tokens get soft labels (a Gaussian around the truth), and the score's expected value a squared
-error besides. Weights are averaged (EMA); metrics go to RUN/metrics.jsonl, the last state to RUN/last.pt.
+The eyes (perceive.py) stay as they are, so a step costs only the projector and the decoder. Every step sees rated
+photos (their score), patched and whole-damaged ones, and probing conversations over big photos. Score and coordinate
+tokens get soft labels (a Gaussian around the truth), and the expected score a squared error besides. Weights are
+averaged (EMA); metrics go to RUN/metrics.jsonl, the last state to RUN/last.pt.
 """
 
 import argparse
@@ -12,55 +13,30 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 import vocabulary as words
-from cells import CELL_CHANNELS, CellEncoder, CellStore
-from degradations import KINDS
+from cells import CellEncoder
+from look import LOOKED, SEEN_CHANNELS, unpacked
 from nano import Nano, config
-from numpy.typing import NDArray
+from samples import Item, Samples
 from scipy.stats import pearsonr, spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from trajectories import Example, Narrator, Speller
-
-from qcheck.verdict import DEFECT_LEVELS
+from visual import described
 
 SCORE_SIGMA: Final = 0.25
 COORDINATE_SIGMA: Final = 15.0  # of 1000
 EXPECTED_WEIGHT: Final = 1.0
-EMA_DECAY: Final = 0.998
-SHORT_CHUNKS: Final = 3
-DENSE_WEIGHT: Final = 0.5
-DAMAGED_WEIGHT: Final = 3.0  # of a damaged token against a clean one, which are far more
-LEVEL_WEIGHT: Final = 0.3
-PERCEIVE_RATE: Final = 1.5e-3
-
-
-class Samples:
-    """All cached samples of one kind, of every worker."""
-
-    def __init__(self, cache: Path, kind: str) -> None:
-        self.items: list[tuple[dict[str, Any], NDArray[np.float16]]] = []
-        for index in sorted(cache.glob(f"{kind}-*.jsonl")):
-            store = CellStore(cache, index.stem)
-            cells = store.cells()
-            self.items += [(sample, cells) for sample in store.samples()]
-
-    def of(self, split: str) -> list[tuple[dict[str, Any], NDArray[np.float16]]]:
-        return [item for item in self.items if item[0]["split"] == split]
-
-
-def reader(cells: NDArray[np.float16]) -> Any:
-    def read(view: dict[str, Any]) -> NDArray[np.float16]:
-        count = view["rows"] * view["cols"]
-        return cells[view["offset"] : view["offset"] + count].reshape(view["rows"], view["cols"], CELL_CHANNELS)
-
-    return read
+EMA_DECAY: Final = 0.995
+SHORT: Final = LOOKED[:3]  # kinds with one view a photo, mostly
+LENGTH_STEP: Final = 64
+SHORT_CHUNKS: Final = 2
+LONG_CHUNKS: Final = 2
 
 
 class Targets:
@@ -82,49 +58,25 @@ class Targets:
             self.table[ids[:, None], ids[None]] = soft
 
 
-class TokenHeads(nn.Module):
-    """What is wrong with each image token, read where it enters the decoder and where it leaves it. Only for training:
-    a dense lesson in seeing that a few spoken words a photo could never give."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        outputs = 1 + len(KINDS) + len(DEFECT_LEVELS)
-        self.entering, self.leaving = nn.Linear(hidden, outputs), nn.Linear(hidden, outputs)
-
-    def loss(self, outputs: Sequence[Tensor], truth: Tensor) -> Tensor:
-        """`outputs`: of either head or both, (tokens, outputs); `truth`: (2, tokens) of trajectories.token_truth."""
-        kinds = 1 + len(KINDS)
-        weight = torch.full((kinds,), DAMAGED_WEIGHT)
-        weight[0] = 1.0
-        total = torch.zeros(())
-        for logits in (output.float() for output in outputs):
-            if bool((truth[0] >= 0).any()):
-                total = total + F.cross_entropy(logits[:, :kinds], truth[0], weight)
-            if bool((truth[1] >= 0).any()):
-                total = total + LEVEL_WEIGHT * F.cross_entropy(logits[:, kinds:], truth[1])
-        return total
-
-
-def token_truths(examples: list[Example]) -> Tensor:
-    """(2, sum of tokens): what is wrong with every image token of a batch, in the order of Trainer.tokens."""
-    return torch.from_numpy(np.concatenate([t for e in examples for t in e.truths], 1))
-
-
 class Trainer:
     def __init__(self, model: Nano, targets: Targets, image_id: int) -> None:
         self.model, self.targets, self.image_id = model, targets, image_id
-        self.heads = TokenHeads(model.config.text_config.hidden_size)
 
     def tokens(self, examples: list[Example]) -> Tensor:
         """(sum of tokens, hidden) image tokens of all views, in order, as they enter the decoder."""
-        return self.model.model.visual.tokens(
-            [torch.from_numpy(v.astype(np.float32)) for e in examples for v in e.views]
-        )
+        readings, views = [], []
+        with torch.no_grad():
+            for shown in (shown for example in examples for shown in example.views):
+                reading, view = described(unpacked(torch.from_numpy(shown.seen.astype(np.float32)), shown.score))
+                readings.append(reading)
+                views.append(view.expand(reading.shape[0], -1))
+        tokens: Tensor = self.model.model.visual.projector(torch.cat(readings), torch.cat(views))
+        return tokens
 
-    def hidden(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(batch, length, hidden) after the last layer; ids and weights (batch, length), right-padded; image tokens
-        (sum of tokens, hidden) as they entered."""
-        length = max(len(e.tokens) for e in examples)
+    def hidden(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, length, hidden) after the last layer; ids and weights (batch, length), right-padded."""
+        # Rounded up, because every new shape costs a CPU time to prepare its kernels.
+        length = -(-max(len(e.tokens) for e in examples) // LENGTH_STEP) * LENGTH_STEP
         ids = torch.zeros(len(examples), length, dtype=torch.long)
         weights = torch.zeros(len(examples), length)
         places = torch.zeros(3, len(examples), length, dtype=torch.long)
@@ -137,7 +89,7 @@ class Trainer:
         embeds = embeds.masked_scatter((ids == self.image_id)[:, :, None].expand_as(embeds), seen.to(embeds.dtype))
         # No mask: padding is on the right, so that causal attention never reads it, and the fast kernel takes no mask.
         hidden = self.model.model.language_model(inputs_embeds=embeds, position_ids=places, use_cache=False)
-        return hidden.last_hidden_state, ids, weights, seen
+        return hidden.last_hidden_state, ids, weights
 
     def scores(self, hidden: Tensor, examples: list[Example]) -> tuple[Tensor, Tensor]:
         """Expected scores and the true ones, (n,), wherever an exact score is known."""
@@ -148,40 +100,14 @@ class Trainer:
 
     def loss(self, examples: list[Example]) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast("cpu", torch.bfloat16):
-            hidden, ids, weights, seen = self.hidden(examples)
-            leaving = hidden[ids == self.image_id]
-            dense = self.heads.loss([self.heads.entering(seen), self.heads.leaving(leaving)], token_truths(examples))
+            hidden, ids, weights = self.hidden(examples)
             rows, cols = torch.nonzero(weights, as_tuple=True)
             logits = self.model.lm_head(hidden[rows, cols - 1]).float()
             expected, truth = self.scores(hidden, examples)
         picked = (self.targets.table[ids[rows, cols]] * F.log_softmax(logits, -1)).sum(1)
         loss = -(weights[rows, cols] * picked).sum() / weights.sum()
         error = ((expected - truth) ** 2).mean()
-        parts = {"loss": float(loss.detach()), "mse": float(error.detach()), "dense": float(dense.detach())}
-        return loss + EXPECTED_WEIGHT * error + DENSE_WEIGHT * dense, parts
-
-    def perceive(self, examples: list[Example]) -> Tensor:
-        """The dense lesson alone, without the decoder: what is wrong with each token as it enters."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.heads.loss([self.heads.entering(self.tokens(examples))], token_truths(examples))
-
-
-def perceive(trainer: Trainer, batch: Callable[[], list[Example]], steps: int) -> None:
-    """Teaches the eyes first: a hundred times cheaper than through the decoder, and the decoder then learns faster."""
-    weights = [p for p in (*trainer.model.model.visual.parameters(), *trainer.heads.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=PERCEIVE_RATE, weight_decay=0.05)
-    started, smooth = time.monotonic(), 0.0
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = PERCEIVE_RATE * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * (1 - step / steps))
-        loss = trainer.perceive(batch())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        smooth = loss.item() if step == 0 else 0.95 * smooth + 0.05 * loss.item()
-        if (step + 1) % 50 == 0:
-            print(f"perceive {step + 1}/{steps}, {time.monotonic() - started:.0f} s, loss {smooth:.3f}", flush=True)
+        return loss + EXPECTED_WEIGHT * error, {"loss": float(loss.detach()), "mse": float(error.detach())}
 
 
 def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
@@ -190,43 +116,29 @@ def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
             average[name].lerp_(value, 1 - decay)
 
 
-def statistics(
-    samples: list[tuple[dict[str, Any], NDArray[np.float16]]], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mean and spread of every cell channel over some hundred views."""
-    parts = []
-    for i in rng.choice(len(samples), min(400, len(samples)), replace=False):
-        sample, cells = samples[i]
-        parts.append(reader(cells)(sample["views"][0]).reshape(-1, CELL_CHANNELS)[::3].astype(np.float32))
-    stacked = np.concatenate(parts)
-    return torch.from_numpy(stacked.mean(0)), torch.from_numpy(stacked.std(0) + 1e-3)
-
-
 @torch.inference_mode()
-def evaluate(trainer: Trainer, narrate: dict[str, Any], pools: dict[str, Any]) -> dict[str, float]:
-    """On the dev split: rank correlation of rated photos' scores at one look; loss of local conversations."""
+def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -> dict[str, float]:
+    """On the dev split: rank correlation of rated photos' scores at one look; loss of probing conversations."""
     trainer.model.eval()
     truth, guess = [], []
-    rated = pools["rated"]
-    for start in range(0, len(rated), 32):
-        examples = [narrate["rated"](item, False) for item in rated[start : start + 32]]
+    for start in range(0, len(dev["rated"]), 32):
+        examples = [narrator.rated(item, False) for item in dev["rated"][start : start + 32]]
         with torch.autocast("cpu", torch.bfloat16):
-            hidden, _, _, _ = trainer.hidden(examples)
+            hidden, _, _ = trainer.hidden(examples)
             expected, values = trainer.scores(hidden, examples)
         guess += expected.tolist()
         truth += values.tolist()
     losses = []
-    for start in range(0, len(pools["local"]), 12):
-        _, parts = trainer.loss([narrate["local"](item) for item in pools["local"][start : start + 12]])
-        losses.append((parts["loss"], parts["mse"], parts["dense"]))
-    local = np.mean(losses, 0) if losses else (math.nan, math.nan, math.nan)
+    for start in range(0, len(dev["aimed"]), 12):
+        _, parts = trainer.loss([narrator.local(item) for item in dev["aimed"][start : start + 12]])
+        losses.append((parts["loss"], parts["mse"]))
+    local = np.mean(losses, 0) if losses else (math.nan, math.nan)
     trainer.model.train()
     return {
         "dev_srcc": float(spearmanr(truth, guess)[0]),
         "dev_plcc": float(pearsonr(truth, guess)[0]),
         "dev_local_loss": float(local[0]),
         "dev_local_mse": float(local[1]),
-        "dev_local_dense": float(local[2]),
     }
 
 
@@ -239,19 +151,18 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--looked", type=Path, required=True, help="the output of look.py")
+    parser.add_argument("--eyes", type=Path, required=True, help="the checkpoint of perceive.py it was made with")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
     parser.add_argument(
-        "--batch", type=int, nargs=4, default=(16, 10, 6, 8), metavar=("RATED", "PATCHED", "WHOLE", "LOCAL")
+        "--batch", type=int, nargs=5, default=(8, 6, 4, 6, 10), metavar=tuple(k.upper() for k in LOOKED)
     )
-    parser.add_argument("--perceive", type=int, default=600, help="steps of the dense lesson before")
-    parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -260,23 +171,18 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     tokenizer = words.build()
     model = Nano(config(tokenizer))
-    kinds = ("rated", "patched", "whole", "local")
-    samples = {kind: Samples(args.cache, kind) for kind in kinds}
-    train = {kind: samples[kind].of("train") for kind in kinds}
-    dev = {kind: samples[kind].of("dev") for kind in kinds}
+    samples = {kind: Samples(args.looked, kind, SEEN_CHANNELS) for kind in LOOKED}
+    train = {kind: samples[kind].of("train") for kind in LOOKED}
+    dev = {kind: samples[kind].of("dev") for kind in LOOKED}
     visual = model.model.visual
     visual.encoder.load_state_dict(CellEncoder.pretrained().state_dict())
+    visual.perception.load_state_dict(torch.load(args.eyes, weights_only=True)["eyes"])
     visual.encoder.requires_grad_(False)
-    mean, std = statistics(train["rated"] + train["local"], rng)
-    visual.cell_mean.copy_(mean)
-    visual.cell_std.copy_(std)
+    visual.perception.requires_grad_(False)
     speller = Speller(tokenizer)
-
-    def narrate(kind: str, seeded: np.random.Generator) -> Any:
-        return lambda item, *rest: getattr(Narrator(speller, reader(item[1]), seeded), kind)(item[0], *rest)
-
+    narrator = Narrator(speller, rng)
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
-    weights = [p for p in (*model.parameters(), *trainer.heads.parameters()) if p.requires_grad]
+    weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in weights if p.ndim > 1], "weight_decay": args.decay},
@@ -285,15 +191,12 @@ def main() -> None:
         lr=args.rate,
         betas=(0.9, 0.98),
     )
-    average = {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point() and ".encoder." not in k}
+    learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    average = {k: v.clone() for k, v in model.state_dict().items() if k in learned}
     first = 0
-    if args.start is not None:
-        model.load_state_dict(torch.load(args.start, weights_only=True)["model"])
-        average = {k: v.clone() for k, v in model.state_dict().items() if k in average}
     if args.resume and (args.out / "last.pt").exists():
         state = torch.load(args.out / "last.pt", weights_only=False)
         model.load_state_dict(state["model"])
-        trainer.heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
         rng.bit_generator.state = state["rng"]
@@ -301,30 +204,20 @@ def main() -> None:
         f"{sum(p.numel() for p in weights) / 1e6:.2f} M trained weights; { ({k: len(v) for k, v in train.items()}) }",
         flush=True,
     )
-    if first == 0 and args.perceive:
-
-        def eyes() -> list[Example]:
-            picked = [("local", i) for i in rng.integers(0, len(train["local"]), 8)]
-            picked += [("patched", i) for i in rng.integers(0, len(train["patched"]), 12)]
-            picked += [("whole", i) for i in rng.integers(0, len(train["whole"]), 3)]
-            return [narrate(kind, rng)(train[kind][i]) for kind, i in picked]
-
-        perceive(trainer, eyes, args.perceive)
-        average.update({k: v.clone() for k, v in model.state_dict().items() if k in average})
     metrics = (args.out / "metrics.jsonl").open("a")
-    started = time.monotonic()
+    started, smooth = time.monotonic(), dict[str, float]()
     model.train()
     for step in range(first, args.steps):
-        warm, along = min(1.0, (step + 1) / 100), step / args.steps
+        warm, along = min(1.0, (step + 1) / 60), step / args.steps
         for group in optimizer.param_groups:
             group["lr"] = args.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * along)))
-        seen: dict[str, float] = {}
         # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
-        for part, chunks in ((kinds[:3], SHORT_CHUNKS), (kinds[3:], 1)):
+        for part, chunks in ((SHORT, SHORT_CHUNKS), (tuple(k for k in LOOKED if k not in SHORT), LONG_CHUNKS)):
             examples = [
-                narrate(kind, rng)(train[kind][i])
+                narrator.tell(kind, train[kind][i])
                 for kind in part
-                for i in rng.integers(0, len(train[kind]), args.batch[kinds.index(kind)])
+                if train[kind]
+                for i in rng.integers(0, len(train[kind]), args.batch[LOOKED.index(kind)])
             ]
             examples.sort(key=lambda e: len(e.tokens))
             for chunk in range(chunks):
@@ -336,7 +229,8 @@ def main() -> None:
                     )
                 (loss * len(some) / len(examples)).backward()
                 for name, value in parts.items():
-                    seen[f"{part[0]}_{name}"] = seen.get(f"{part[0]}_{name}", 0.0) + value * len(some) / len(examples)
+                    key = f"{'short' if part is SHORT else 'long'}_{name}"
+                    smooth[key] = 0.97 * smooth.get(key, value) + 0.03 * value
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -346,28 +240,26 @@ def main() -> None:
             eta = spent / (step + 1 - first) * (args.steps - step - 1)
             print(
                 f"step {step + 1}/{args.steps} eta {eta / 60:.0f} min "
-                + " ".join(f"{k} {v:.3f}" for k, v in seen.items()),
+                + " ".join(f"{k} {v:.3f}" for k, v in smooth.items()),
                 flush=True,
             )
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             live = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average, strict=False)
-            fixed = np.random.default_rng(7)
-            result = evaluate(trainer, {kind: narrate(kind, fixed) for kind in kinds}, dev)
+            result = evaluate(trainer, Narrator(speller, np.random.default_rng(7)), dev)
             save(args.out / f"step{step + 1}.pt", {"model": model.state_dict(), "step": step + 1, "result": result})
             model.load_state_dict(live)
             save(
                 args.out / "last.pt",
                 {
                     "model": live,
-                    "heads": trainer.heads.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "average": average,
                     "step": step + 1,
                     "rng": rng.bit_generator.state,
                 },
             )
-            metrics.write(json.dumps({"step": step + 1, **result, **seen}) + "\n")
+            metrics.write(json.dumps({"step": step + 1, **result, **smooth}) + "\n")
             metrics.flush()
             print(json.dumps(result), flush=True)
 

@@ -1,0 +1,223 @@
+"""nano's vision side: batches change nothing, evidence keeps its promises, and the eyes can learn."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script
+
+torch = library("torch")
+visual = script("visual")
+cells = script("cells")
+look = script("look")
+perceive = script("perceive")
+samples = script("samples")
+
+
+@pytest.fixture(scope="module")
+def eyes() -> Any:
+    torch.manual_seed(5)
+    return visual.Perception().eval()
+
+
+def views(*sizes: tuple[int, int]) -> list[Any]:
+    torch.manual_seed(6)
+    return [torch.randn(rows, cols, cells.CELL_CHANNELS) for rows, cols in sizes]
+
+
+@torch.inference_mode()
+def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
+    many = views((8, 12), (4, 4), (8, 12), (2, 2), (12, 8), (4, 4))
+    for view, evidence in zip(many, visual.perceived(eyes, many), strict=True):
+        alone = eyes(view[None])
+        assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, visual.KIND_OUTPUTS)
+        for part, other in zip(evidence, alone, strict=True):
+            assert_allclose(part, other[0], atol=1e-5)
+    scores = perceive.scores_of(eyes.quality, many)
+    assert_allclose(scores, [float(eyes(view[None]).score) for view in many], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_one_look_at_a_token_does_not_depend_on_its_place(eyes: Any) -> None:
+    """What knew the place or the neighbours of a token learned photos by heart."""
+    (view,) = views((8, 12))
+    odds = eyes(view[None]).log_odds()[0]
+    turned = eyes(view.flip(0)[None]).log_odds()[0]
+    assert_allclose(turned, odds.flip(0), atol=1e-4)
+    assert np.ptp(odds.numpy()) > 1e-3
+
+
+@torch.inference_mode()
+def test_a_description_has_its_shape(eyes: Any) -> None:
+    for rows, cols in ((4, 6), (1, 1), (1, 7)):
+        (evidence,) = visual.perceived(eyes, views((2 * rows, 2 * cols)))
+        reading, view = visual.described(evidence)
+        assert reading.shape == (rows * cols, visual.READING)
+        assert view.shape == (visual.VIEW_READING,)
+        assert visual.Projector(64)(reading, view).shape == (rows * cols, 64)
+
+
+def evidence_of(odds: Any) -> Any:
+    """Evidence whose tokens have these log odds (before the scan's bias) of being damaged, all by noise at level 4."""
+    rows, cols = odds.shape
+    kinds = torch.full((rows, cols, visual.KIND_OUTPUTS), -100.0)
+    kinds[..., 0] = 0
+    kinds[..., 3] = torch.as_tensor(odds, dtype=torch.float32)
+    levels = torch.zeros(rows, cols, visual.LEVELS)
+    levels[..., 3] = 50
+    return visual.Evidence(kinds, levels, torch.tensor([3.0]))
+
+
+def best_rectangle(odds: Any) -> tuple[float, tuple[int, int, int, int]]:
+    """Of all sums over rectangles the greatest, the slow way."""
+    rows, cols = odds.shape
+    return max(
+        (float(odds[y1:y2, x1:x2].sum()), (x1, y1, x2, y2))
+        for y1 in range(rows)
+        for y2 in range(y1 + 1, rows + 1)
+        for x1 in range(cols)
+        for x2 in range(x1 + 1, cols + 1)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (5, 7), (8, 8)])
+@pytest.mark.parametrize("seed", range(3))
+def test_proposals_are_the_best_rectangles(size: tuple[int, int], seed: int) -> None:
+    rows, cols = size
+    odds = np.random.default_rng(seed).normal(-0.5, 1, size).astype(np.float32)
+    found = visual.proposals(evidence_of(odds))
+    left = odds.astype(np.float64) - visual.SCAN_BIAS
+    for box, strength in zip(found.boxes, found.strengths, strict=True):
+        total, (x1, y1, x2, y2) = best_rectangle(left)
+        assert float(strength) == pytest.approx(total, abs=1e-3)
+        x1, y1, x2, y2 = (round(float(v) * side) for v, side in zip(box, (cols, rows) * 2, strict=True))
+        assert left[y1:y2, x1:x2].sum() == pytest.approx(total, abs=1e-3)
+        left[y1:y2, x1:x2] = visual.LEAST
+
+
+def test_weak_evidence_adds_up() -> None:
+    """No token of the damage is as suspicious as the one that stands alone."""
+    odds = np.full((10, 12), -1.0)
+    odds[2:6, 3:8], odds[8, 10] = 1.2, 3.0
+    found = visual.proposals(evidence_of(odds))
+    assert_allclose(found.boxes[0], [3 / 12, 2 / 10, 8 / 12, 6 / 10], atol=1e-6)
+    assert_allclose(found.boxes[1], [10 / 12, 8 / 10, 11 / 12, 9 / 10], atol=1e-6)
+    assert float(found.strengths[0]) == pytest.approx(20 * (1.2 - visual.SCAN_BIAS), abs=1e-3)
+    assert int(found.kinds[0, 1:].argmax()) + 1 == 3
+    assert int(found.levels[0].argmax()) == 3
+
+
+def test_a_reading_can_be_read_back() -> None:
+    odds = np.full((4, 10), -3.0)
+    odds[1:3, 2:6] = 4.0
+    _, view = visual.described(evidence_of(odds))
+    bumps = view[: 4 * visual.BOX_BINS].reshape(4, visual.BOX_BINS)
+    centres = torch.arange(visual.BOX_BINS) / (visual.BOX_BINS - 1)
+    assert_allclose((bumps * centres).sum(1) / bumps.sum(1), [0.2, 0.25, 0.6, 0.75], atol=0.03)
+    score = view[-visual.SCORE_BINS :]
+    assert int(score.argmax()) == visual.SCORE_BINS // 2  # 3.0 of 1..5
+
+
+def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
+    writer = cells.CellStore(folder, name).writer()
+    for sample, seen in samples_of:
+        writer.add(sample, iter(seen))
+    writer.close()
+
+
+def random_view(rows: int, cols: int, seed: int) -> Any:
+    return np.random.default_rng(seed).normal(size=(rows, cols, cells.CELL_CHANNELS)).astype(np.float16)
+
+
+@torch.inference_mode()
+def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
+    views_seen = [random_view(8, 12, seed) for seed in range(2)]
+    about = {"role": "global", "box": [0, 0, 768, 512]}
+    stored(tmp_path, "rated-0", [({"split": "train", "score": 3.5}, [(about, view)]) for view in views_seen])
+    items = samples.Samples(tmp_path, "rated").items
+    assert [item[0]["fold"] for item in items] == ["0", "0"]
+    store = cells.CellStore(tmp_path, "seen-0", look.SEEN_CHANNELS)
+    look.look(eyes, items, store, np.random.default_rng(1), True)
+    seen = samples.Samples(tmp_path, "seen", look.SEEN_CHANNELS).items
+    assert [item[0]["score"] for item in seen] == [3.5, 3.5]
+    for view, item in zip(views_seen, seen, strict=True):
+        whole, window = item[0]["views"]
+        (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))])
+        kept = look.unpacked(torch.from_numpy(samples.read(item, 0).astype(np.float32)), whole["score"])
+        for part, other in zip(kept, evidence, strict=True):
+            assert_allclose(part, other, atol=5e-3)
+        assert [s[:4] for s in whole["suspicions"]] == visual.proposals(evidence).boxes.tolist()
+        assert {s[4] for s in whole["suspicions"]} <= set(visual.KINDS)
+        x1, y1, x2, y2 = window["box"]
+        assert (window["cols"], window["rows"]) == ((x2 - x1) // 128, (y2 - y1) // 128)
+
+
+def test_training_photos_are_read_by_eyes_that_never_saw_them(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    saved = {}
+    for fold in ("0", "1", None):
+        saved[fold] = visual.Perception()
+        perceive.save(tmp_path, saved[fold], fold)
+    for fold in ("0", "1", None):
+        eyes = look.eyes_of(tmp_path, fold)
+        assert torch.equal(eyes.damage.absolute[1].weight, saved[fold].damage.absolute[1].weight)
+        assert torch.equal(eyes.quality.merge.weight, saved[None].quality.merge.weight)
+
+
+def damaged_view(rng: np.random.Generator) -> tuple[Any, Any]:
+    """A view of 4 x 6 tokens with a made-up damage, one part of the channels raised in a rectangle, and its box."""
+    view = rng.normal(size=(8, 12, cells.CELL_CHANNELS)).astype(np.float16)
+    x, y = int(rng.integers(0, 4)), int(rng.integers(0, 3))
+    view[2 * y : 2 * y + 4, 2 * x : 2 * x + 6, :40] += 1.0
+    return view, [100 * x, 100 * y, 100 * x + 300, 100 * y + 200]
+
+
+def test_eyes_learn_what_is_damaged(tmp_path: Path) -> None:
+    """After fifty steps the made-up damage is found in views not seen before, and called by its name."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    made = [damaged_view(rng) for _ in range(60)]
+    about = {"role": "global", "box": [0, 0, 600, 400]}
+    entries = [
+        ({"split": "train", "score": 2.0, "defects": [{"kind": "noise", "level": 3, "box": box}]}, [(about, view)])
+        for view, box in made
+    ]
+    stored(tmp_path, "local-0", entries)
+    items = samples.Samples(tmp_path, "local").items
+    tokens = perceive.Tokens({kind: items if kind == "local" else [] for kind in perceive.LESSONS}, rng)
+    assert len(tokens.tokens) == len(tokens.kinds) == 60 * 24
+    eyes = visual.Perception()
+    perceive.learn_damage(eyes.damage, tokens, 50, 1e-3)
+    overlaps = []
+    for _ in range(20):
+        view, box = damaged_view(rng)
+        with torch.inference_mode():
+            found = visual.proposals(visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))])[0])
+        assert visual.KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
+        assert int(found.levels[0].argmax()) == 2
+        truth = torch.tensor([box[0] / 600, box[1] / 400, box[2] / 600, box[3] / 400])
+        overlaps.append(float(perceive.iou(found.boxes[0], truth)))
+    assert np.mean(overlaps) > 0.9
+
+
+def test_eyes_learn_a_score(tmp_path: Path) -> None:
+    """Of views whose score is the strength of some channels."""
+    torch.manual_seed(0)
+    entries = []
+    for seed in range(40):
+        view, score = random_view(8, 8, seed), float(np.random.default_rng(seed).uniform(1, 5))
+        view[..., :200] += (score - 3) / 2
+        entries.append(({"split": "train", "score": score}, [({"role": "global", "box": [0, 0, 512, 512]}, view)]))
+    stored(tmp_path, "rated-0", entries)
+    items = samples.Samples(tmp_path, "rated").items
+    train = {"rated": items[:30], "patched": items[:30], "whole": items[:30]}
+    arguments = perceive.argparse.Namespace(seed=0, decay=0.1, rate=1e-3, quality_steps=40, every=20, batch=(6, 1, 1))
+    quality = visual.Quality()
+    perceive.learn_quality(quality, train, items[30:], arguments)
+    assert perceive.ranked(quality, items[30:])["dev_srcc"] > 0.9

@@ -1,0 +1,308 @@
+"""nano's vision side: frozen convolutions, a perception that reads them, and a projector.
+
+`Damage` reads every token by itself: what is wrong with it, judged once as it is and once against the rest of its view.
+Nothing in it sees where a token is or what lies beside it, because whatever could know a photo again learned the few
+clean sources by heart (on new sources it found half as much). `Quality` reads the view as a whole: its score.
+`proposals` then finds the places where the evidence of many tokens adds up, and `Projector` brings all of it into the
+decoder's width, so that the decoder speaks of what it is shown.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from cells import CELL_CHANNELS, CellEncoder
+from degradations import KINDS
+from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
+
+DAMAGE_WIDTH: Final = 256
+DAMAGE_DROPOUT: Final = 0.3
+INPUT_DROPOUT: Final = 0.2
+CELL_WIDTH: Final = 160
+TOKEN_WIDTH: Final = 256
+HEAD_WIDTH: Final = 64
+CELL_BLOCKS: Final = 3
+TOKEN_BLOCKS: Final = 2
+DROPOUT: Final = 0.1
+CLIP: Final = 8.0  # standard deviations
+RELATIVE_CLIP: Final = 5.0
+PROPOSALS: Final = 3
+SCAN_BIAS: Final = 0.5  # log odds of damage that a token must exceed to enlarge a proposal; best on the dev split
+LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
+KIND_OUTPUTS: Final = 1 + len(KINDS)  # 0: clean
+LEVELS: Final = len(DEFECT_LEVELS)
+BOX_BINS: Final = 21
+SCORE_BINS: Final = 17
+STRENGTH_BINS: Final = 9
+STRENGTH_UNIT: Final = 20.0  # summed log odds
+READING: Final = KIND_OUTPUTS + LEVELS + 1
+PROPOSAL_READING: Final = 4 * BOX_BINS + KIND_OUTPUTS + LEVELS + STRENGTH_BINS
+VIEW_READING: Final = PROPOSALS * PROPOSAL_READING + SCORE_BINS
+
+
+class Evidence(NamedTuple):
+    """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, KIND_OUTPUTS) logits, 0 clean;
+    `levels`: (rows, cols, LEVELS) logits; `score`: (1,), 1..5. For a batch of views of one size, each has one more axis
+    in front."""
+
+    kinds: Tensor
+    levels: Tensor
+    score: Tensor
+
+    def log_odds(self) -> Tensor:
+        """(rows, cols) of damage against none."""
+        return self.kinds[..., 1:].logsumexp(-1) - self.kinds[..., 0]
+
+
+class Proposals(NamedTuple):
+    """The most suspicious places of a view. `boxes`: (PROPOSALS, 4) x1, y1, x2, y2, 0..1 of the view; `strengths`:
+    (PROPOSALS,) summed log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside."""
+
+    boxes: Tensor
+    strengths: Tensor
+    kinds: Tensor
+    levels: Tensor
+
+
+class Damage(nn.Module):
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds and levels of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(CELL_CHANNELS))
+        self.register_buffer("std", torch.ones(CELL_CHANNELS))
+        self.absolute, self.relative = (self.branch() for _ in range(2))
+
+    @staticmethod
+    def branch() -> nn.Sequential:
+        return nn.Sequential(
+            nn.Dropout(INPUT_DROPOUT),
+            nn.Linear(CELL_CHANNELS, DAMAGE_WIDTH),
+            nn.GELU(),
+            nn.Dropout(DAMAGE_DROPOUT),
+            nn.Linear(DAMAGE_WIDTH, DAMAGE_WIDTH),
+            nn.GELU(),
+            nn.Dropout(DAMAGE_DROPOUT),
+            nn.Linear(DAMAGE_WIDTH, KIND_OUTPUTS + LEVELS),
+        )
+
+    def normalised(self, tokens: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens (..., CELL_CHANNELS) and the mean and spread of their views' cells: as they are, in standard
+        deviations of all photos, and against their view, in those of the view."""
+        absolute = (tokens - self.mean) / self.std
+        relative = (tokens - mean) / (spread + 0.1 * self.std)
+        return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
+
+    def read(self, absolute: Tensor, relative: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of both branches, (..., KIND_OUTPUTS + LEVELS) each."""
+        return self.absolute(absolute), self.relative(relative)
+
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
+        mean = cells.mean((1, 2), keepdim=True)
+        spread = torch.sqrt(((cells - mean) ** 2).mean((1, 2), keepdim=True))
+        tokens = cells.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((2, 4))
+        one, other = self.read(*self.normalised(tokens, mean, spread))
+        both = (one + other) / 2
+        return both[..., :KIND_OUTPUTS], both[..., KIND_OUTPUTS:]
+
+
+class CellBlock(nn.Module):
+    """A ConvNeXt block over maps of cells, (views, rows, cols, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.mlp(self.norm(mixed))
+
+
+class TokenBlock(nn.Module):
+    """A transformer block over the tokens of views, (views, tokens, width): every token sees every other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + F.dropout(self.out(seen), DROPOUT, self.training)
+        return x + F.dropout(self.mlp(self.before_mlp(x)), DROPOUT, self.training)
+
+
+class Quality(nn.Module):
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, 1) scores, 1..5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cell_mean", torch.zeros(CELL_CHANNELS))
+        self.register_buffer("cell_std", torch.ones(CELL_CHANNELS))
+        self.from_cells = nn.Linear(CELL_CHANNELS, CELL_WIDTH)
+        self.from_summary = nn.Linear(2 * CELL_CHANNELS, CELL_WIDTH, bias=False)
+        self.cell_blocks = nn.Sequential(*(CellBlock(CELL_WIDTH) for _ in range(CELL_BLOCKS)))
+        self.merge = nn.Linear(CELLS_PER_SIDE**2 * CELL_WIDTH, TOKEN_WIDTH)
+        self.token_blocks = nn.Sequential(*(TokenBlock(TOKEN_WIDTH) for _ in range(TOKEN_BLOCKS)))
+        self.norm = nn.LayerNorm(TOKEN_WIDTH)
+        self.pool = nn.Linear(TOKEN_WIDTH, 1)
+        self.score = nn.Sequential(
+            nn.Linear(2 * TOKEN_WIDTH, TOKEN_WIDTH), nn.GELU(), nn.Dropout(2 * DROPOUT), nn.Linear(TOKEN_WIDTH, 1)
+        )
+
+    def forward(self, cells: Tensor) -> Tensor:
+        views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
+        x = ((cells - self.cell_mean) / self.cell_std).clamp(-CLIP, CLIP)
+        mean = x.mean((1, 2))
+        spread = torch.sqrt(((x - mean[:, None, None]) ** 2).mean((1, 2)) + 1e-6)
+        summary = self.from_summary(torch.cat((mean, spread), 1))
+        x = self.cell_blocks(F.gelu(self.from_cells(x) + summary[:, None, None]))
+        x = x.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_WIDTH).permute(0, 1, 3, 2, 4, 5)
+        x = self.merge(x.reshape(views, rows * cols, CELLS_PER_SIDE**2 * CELL_WIDTH))
+        x = self.norm(self.token_blocks(x))
+        score: Tensor = 3 + self.score(torch.cat((x.mean(1), (self.pool(x).softmax(1) * x).sum(1)), -1))
+        return score
+
+
+class Perception(nn.Module):
+    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS) -> their Evidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.damage, self.quality = Damage(), Quality()
+
+    def forward(self, cells: Tensor) -> Evidence:
+        kinds, levels = self.damage(cells)
+        return Evidence(kinds, levels, self.quality(cells))
+
+
+def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
+    """`perception` of every view, (rows, cols, CELL_CHANNELS) each, in order; those of one size go together."""
+    out: dict[int, Evidence] = {}
+    for members in by_size(views):
+        evidence = perception(torch.stack([views[i] for i in members]))
+        for at, index in enumerate(members):
+            out[index] = Evidence(*(part[at] for part in evidence))
+    return [out[index] for index in range(len(views))]
+
+
+def by_size(views: Sequence[Tensor]) -> list[list[int]]:
+    """The indices of views, those of one size together."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for index, view in enumerate(views):
+        sizes.setdefault(tuple(view.shape), []).append(index)
+    return list(sizes.values())
+
+
+class Projector(nn.Module):
+    """What `described` makes of a view's evidence, at the decoder's width."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.from_reading = nn.Linear(READING, hidden)
+        self.from_view = nn.Linear(VIEW_READING, hidden, bias=False)
+        self.mix = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden))
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, reading: Tensor, view: Tensor) -> Tensor:
+        """(n, READING) and (n or 1, VIEW_READING) -> (n, hidden)."""
+        x = self.from_reading(reading) + self.from_view(view)
+        projected: Tensor = self.norm(x + self.mix(x))
+        return projected
+
+
+def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """A view's evidence as inputs of the projector: (tokens, READING), each token's own, and (VIEW_READING,): the
+    proposals and the score."""
+    kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
+    damaged = 1 - kinds[..., :1]
+    odds = (evidence.log_odds() / CLIP).clamp(-1, 1)[..., None]
+    reading = torch.cat((kinds, damaged * levels, odds), -1).flatten(0, 1)
+    found = proposals(evidence)
+    strength = bumps(torch.tanh(found.strengths.clamp(min=0) / STRENGTH_UNIT), STRENGTH_BINS)
+    boxes = bumps(found.boxes.flatten(), BOX_BINS).reshape(PROPOSALS, 4 * BOX_BINS)
+    places = torch.cat((boxes, found.kinds, found.levels, strength), 1).flatten()
+    score = bumps((evidence.score - SCORE_MIN) / (SCORE_MAX - SCORE_MIN), SCORE_BINS).flatten()
+    return reading, torch.cat((places, score))
+
+
+def bumps(values: Tensor, bins: int) -> Tensor:
+    """(n,) in 0..1 -> (n, bins): a Gaussian bump around each value, so that a linear layer can read it to a bin."""
+    centres = torch.arange(bins, device=values.device, dtype=torch.float32) / (bins - 1)
+    return torch.exp(-(((values[:, None] - centres) * (bins - 1)) ** 2) / 2)
+
+
+def proposals(evidence: Evidence) -> Proposals:
+    """The rectangle of tokens whose summed log odds are greatest, then the greatest of what it leaves, and so on.
+
+    All rectangles are compared (Kulldorff's spatial scan statistic with independent tokens), so that a damage which no
+    single token shows for certain can still be found.
+    """
+    odds = evidence.log_odds() - SCAN_BIAS
+    rows, cols = odds.shape
+    device = odds.device
+    y, x = (torch.arange(side + 1, device=device) for side in (rows, cols))
+    high, wide = y[-1] + 1, x[-1] + 1  # tensors, because the exporter takes no symbolic numbers where they are used
+    valid = (y[:, None] < y)[:, :, None, None] & (x[:, None] < x)
+    boxes, strengths, kinds, levels = [], [], [], []
+    kind, level = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
+    for _ in range(PROPOSALS):
+        total = F.pad(odds.cumsum(0).cumsum(1), (1, 0, 1, 0))
+        strips = total[None] - total[:, None]  # y1, y2, x
+        sums = strips[:, :, None] - strips[:, :, :, None]  # y1, y2, x1, x2
+        strength, best = torch.where(valid, sums, LEAST * rows * cols - 1).flatten().max(0)
+        x2, rest = torch.remainder(best, wide), torch.div(best, wide, rounding_mode="floor")
+        x1, rest = torch.remainder(rest, wide), torch.div(rest, wide, rounding_mode="floor")
+        y2, y1 = torch.remainder(rest, high), torch.div(rest, high, rounding_mode="floor")
+        inside = ((y[:-1] >= y1) & (y[:-1] < y2))[:, None] & ((x[:-1] >= x1) & (x[:-1] < x2))
+        share = inside[..., None] / inside.sum()
+        boxes.append(torch.stack((x1 / cols, y1 / rows, x2 / cols, y2 / rows)))
+        strengths.append(strength)
+        kinds.append((kind * share).sum((0, 1)))
+        levels.append((level * share).sum((0, 1)))
+        odds = torch.where(inside, LEAST, odds)
+    return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels)))
+
+
+class NanoVisual(nn.Module):
+    """Pixels to image tokens, with the call signature of Qwen2.5-VL's vision tower."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.spatial_merge_size = MERGE
+        self.encoder = CellEncoder()
+        self.perception = Perception()
+        self.projector = Projector(hidden)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.perception.quality.from_cells.weight.dtype
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """(1, 3, h, w) normalised pixels -> (h/64 * w/64, hidden), raster order."""
+        evidence = self.perception(self.encoder(pixels)[None])
+        tokens: Tensor = self.projector(*described(Evidence(*(part[0] for part in evidence))))
+        return tokens
+
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Qwen's call. `hidden_states`: all patches, (n, 3*16*16), in merge-block order; `grid_thw`: (images, 3)."""
+        views, start = [], 0
+        for _, rows, cols in grid_thw.tolist():
+            patches = hidden_states[start : start + rows * cols]
+            start += rows * cols
+            x = patches.reshape(rows // MERGE, cols // MERGE, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
+            x = x.permute(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * PATCH_PX, cols * PATCH_PX)
+            views.append(self.image_tokens(x))
+        tokens = torch.cat(views)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)
