@@ -178,8 +178,8 @@ def damaged_view(rng: np.random.Generator) -> tuple[Any, Any]:
     return view, [100 * x, 100 * y, 100 * x + 300, 100 * y + 200]
 
 
-def test_eyes_learn_what_is_damaged(tmp_path: Path) -> None:
-    """After fifty steps the made-up damage is found in views not seen before, and called by its name."""
+def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some seconds the made-up damage is found in views not seen before, and called by its name."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     made = [damaged_view(rng) for _ in range(60)]
@@ -193,7 +193,8 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path) -> None:
     tokens = perceive.Tokens({kind: items if kind == "local" else [] for kind in perceive.LESSONS}, rng)
     assert len(tokens.tokens) == len(tokens.kinds) == 60 * 24
     eyes = visual.Perception()
-    perceive.learn_damage(eyes.damage, tokens, 50, 1e-3)
+    monkeypatch.setattr(perceive, "TOKEN_BATCH", 512)
+    perceive.learn_damage(eyes.damage, tokens, 150, 3e-3)
     overlaps = []
     for _ in range(20):
         view, box = damaged_view(rng)

@@ -66,8 +66,9 @@ class Trainer:
         """(sum of tokens, hidden) image tokens of all views, in order, as they enter the decoder."""
         readings, views = [], []
         with torch.no_grad():
-            for shown in (shown for example in examples for shown in example.views):
+            for shown, kept in ((s, k) for e in examples for s, k in zip(e.views, e.kept, strict=True)):
                 reading, view = described(unpacked(torch.from_numpy(shown.seen.astype(np.float32)), shown.score))
+                reading = reading[torch.from_numpy(kept)]
                 readings.append(reading)
                 views.append(view.expand(reading.shape[0], -1))
         tokens: Tensor = self.model.model.visual.projector(torch.cat(readings), torch.cat(views))
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, nargs=5, default=(8, 6, 4, 6, 10), metavar=tuple(k.upper() for k in LOOKED)
     )
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,7 @@ def main() -> None:
     visual.encoder.requires_grad_(False)
     visual.perception.requires_grad_(False)
     speller = Speller(tokenizer)
-    narrator = Narrator(speller, rng)
+    narrator = Narrator(Speller(tokenizer, rng), rng)
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -191,6 +193,8 @@ def main() -> None:
         lr=args.rate,
         betas=(0.9, 0.98),
     )
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True)["model"])
     learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     average = {k: v.clone() for k, v in model.state_dict().items() if k in learned}
     first = 0

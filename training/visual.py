@@ -40,7 +40,8 @@ BOX_BINS: Final = 21
 SCORE_BINS: Final = 17
 STRENGTH_BINS: Final = 9
 STRENGTH_UNIT: Final = 20.0  # summed log odds
-READING: Final = KIND_OUTPUTS + LEVELS + 1
+SLOTS: Final = 4 * PROPOSALS  # numbers of the proposals' boxes, dealt out over the tokens
+READING: Final = KIND_OUTPUTS + LEVELS + 1 + SLOTS + BOX_BINS
 PROPOSAL_READING: Final = 4 * BOX_BINS + KIND_OUTPUTS + LEVELS + STRENGTH_BINS
 VIEW_READING: Final = PROPOSALS * PROPOSAL_READING + SCORE_BINS
 
@@ -224,12 +225,20 @@ class Projector(nn.Module):
 
 def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """A view's evidence as inputs of the projector: (tokens, READING), each token's own, and (VIEW_READING,): the
-    proposals and the score."""
+    proposals and the score.
+
+    Every token also carries one number of one proposal's box, and which (its place in raster order modulo SLOTS): to say
+    a coordinate the decoder then only has to look up its slot.
+    """
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kinds[..., :1]
     odds = (evidence.log_odds() / CLIP).clamp(-1, 1)[..., None]
-    reading = torch.cat((kinds, damaged * levels, odds), -1).flatten(0, 1)
+    own = torch.cat((kinds, damaged * levels, odds), -1).flatten(0, 1)
     found = proposals(evidence)
+    slots = torch.arange(SLOTS, device=own.device)
+    slot = torch.remainder(torch.arange(own.shape[0], device=own.device), SLOTS)
+    numbers = bumps(found.boxes.flatten()[slot], BOX_BINS)
+    reading = torch.cat((own, (slot[:, None] == slots).to(own.dtype), numbers), 1)
     strength = bumps(torch.tanh(found.strengths.clamp(min=0) / STRENGTH_UNIT), STRENGTH_BINS)
     boxes = bumps(found.boxes.flatten(), BOX_BINS).reshape(PROPOSALS, 4 * BOX_BINS)
     places = torch.cat((boxes, found.kinds, found.levels, strength), 1).flatten()
