@@ -383,6 +383,32 @@ def test_examples_are_consistent(pool: list[Item], name: str) -> None:
             assert weights[place] == trajectories.SCORE_WEIGHT
 
 
+def test_tokens_are_left_out_at_random(pool: list[Item]) -> None:
+    """In order, each with its own place in the view; the words after an image stand where they always do."""
+    trajectories = script("trajectories")
+    image = tokenizer().token_to_id(words.IMAGE)
+    shown = trajectories.shown_views(pool[0])[0]
+    count = shown.seen.shape[0] * shown.seen.shape[1]
+    whole = trajectories.Example()
+    trajectories.Speller(tokenizer()).request(whole, words.FIRST, shown)
+    places = np.concatenate(whole.positions, 1)
+    assert_array_equal(whole.kept[0], np.arange(count))
+    speller, sizes = trajectories.Speller(tokenizer(), np.random.default_rng(0)), set()
+    for _ in range(60):
+        example = trajectories.Example()
+        speller.request(example, words.FIRST, shown)
+        (kept,) = example.kept
+        sizes.add(len(kept))
+        assert (np.diff(kept) > 0).all()
+        assert example.tokens.count(image) == len(kept)
+        of_image = np.array(whole.tokens) == image
+        expected = np.concatenate((places[:, of_image][:, kept], places[:, ~of_image]), 1)
+        got = np.concatenate(example.positions, 1)
+        of_image = np.array(example.tokens) == image
+        assert_array_equal(np.concatenate((got[:, of_image], got[:, ~of_image]), 1), expected)
+    assert round(trajectories.LEAST_KEPT * count) <= min(sizes) < max(sizes) <= count
+
+
 def test_score_tokens_are_the_nearest() -> None:
     score_token = script("trajectories").score_token
     assert [score_token(s) for s in (1.0, 2.34, 3.96, 5.0, 0.2, 7.0)] == ["1.0", "2.3", "4.0", "5.0", "1.0", "5.0"]
@@ -411,18 +437,21 @@ def near(said: list[str], box: list[int]) -> bool:
 
 
 def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
-    seen = set()
+    trajectories, seen = script("trajectories"), set()
     for name in ("local", "clean"):
         for _, example in told(pool, name, 150):
             found: set[str] = set()
             for turn, (said, weights, crop) in enumerate(calls_of(example)):
                 chosen = [i for i, text in enumerate(said) if text not in prompt.CHUNKS]
                 assert len(chosen) == 5
-                assert weights[0] == 1.0, "whether to call is always taught"
+                assert weights[0] == trajectories.CHOICE_WEIGHT, "whether to call is always taught"
                 if not any(weights[1:]):
                     seen.add(("any", crop))
                     continue
-                assert [weights[i] for i in chosen] == [1.0] * 5
+                assert sorted(weights[i] for i in chosen) == [
+                    *([trajectories.NUMBER_WEIGHT] * 4),
+                    trajectories.WORD_WEIGHT,
+                ]
                 # Where perception suspects something: the suspicion, by the name of what is really there.
                 waits = {0: ("aim0", "noise"), 2: ("truth1", "color")} if name == "local" else {}
                 if near(said, list(SUSPECTED[turn])):
@@ -484,7 +513,7 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
             assert said[start + 1] == expected[shown.role][0]
             if said[start + 1] == prompt.THINK_CLEAN:
                 assert said[start + 2] == prompt.THINK_CLOSE
-                assert example.weights[start + 1] == 1.0
+                assert example.weights[start + 1] == script("trajectories").CHOICE_WEIGHT
                 continue
             assert said[start + 3] == expected[shown.role][1]
             # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
@@ -497,7 +526,7 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
     samples, trajectories = script("samples"), script("trajectories")
     speller = trajectories.Speller(tokenizer())
     crop = next(v for v in trajectories.shown_views(pool[0]) if v.role == "near")
-    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], 1.0)):
+    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], trajectories.CHOICE_WEIGHT)):
         example = trajectories.Example()
         found = samples.damages({"defects": [{"kind": "noise", "level": 4, "box": box}]})
         trajectories.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
@@ -564,5 +593,5 @@ def test_what_is_decided_is_taught_as_a_decision(pool: list[Item], name: str) ->
             for token, free, weight in zip(tokens, choices(grammar, crop, may_call, tokens), weights, strict=True):
                 weights_seen.add((free, weight))
                 assert not free or weight == 0 or weight >= 1, f"{tokenizer().id_to_token(token)!r} weighs {weight}"
-    assert {weight for free, weight in weights_seen if free} >= {1.0, 4.0}
+    assert {weight for free, weight in weights_seen if free} >= {1.0, 2.0, 4.0}
     assert (False, 0.05) in weights_seen

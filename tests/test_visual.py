@@ -124,6 +124,26 @@ def test_a_reading_can_be_read_back() -> None:
     assert int(score.argmax()) == visual.SCORE_BINS // 2  # 3.0 of 1..5
 
 
+def test_numbers_of_the_proposals_are_dealt_out_over_the_tokens() -> None:
+    """Each slot is there with every number of token counts above its own, and holds its number."""
+    odds = np.full((4, 10), -3.0)
+    odds[1:3, 2:6], odds[3, 8] = 4.0, 5.0
+    evidence = evidence_of(odds)
+    reading, _ = visual.described(evidence)
+    own = visual.READING - visual.SLOTS - visual.BOX_BINS
+    slots, numbers = reading[:, own : own + visual.SLOTS], reading[:, own + visual.SLOTS :]
+    assert (slots.sum(1) == 1).all()
+    assert slots.argmax(1).tolist() == [i % visual.SLOTS for i in range(40)]
+    centres = torch.arange(visual.BOX_BINS) / (visual.BOX_BINS - 1)
+    read = (numbers * centres).sum(1) / numbers.sum(1)
+    boxes = visual.proposals(evidence).boxes.flatten()
+    assert_allclose(boxes[:8], [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
+    inside = np.flatnonzero((boxes > 0.1) & (boxes < 0.9))  # where the bumps are whole
+    for place, slot in enumerate(slots.argmax(1).tolist()):
+        if slot in inside:
+            assert float(read[place]) == pytest.approx(float(boxes[slot]), abs=0.01)
+
+
 def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
     writer = cells.CellStore(folder, name).writer()
     for sample, seen in samples_of:

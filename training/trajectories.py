@@ -63,8 +63,9 @@ class Shown:
 
 @dataclass(slots=True)
 class Example:
-    """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: each image in order; `kept`: which of its tokens; `positions`:
-    (3, length) in parts; `exact_scores`: the true score of the score tokens, by their place."""
+    """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: each image in order; `kept`: which
+    of its tokens are there; `positions`: (3, length) in parts; `exact_scores`: the true score of the score tokens, by
+    their place."""
 
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)

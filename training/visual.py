@@ -227,8 +227,8 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """A view's evidence as inputs of the projector: (tokens, READING), each token's own, and (VIEW_READING,): the
     proposals and the score.
 
-    Every token also carries one number of one proposal's box, and which (its place in raster order modulo SLOTS): to say
-    a coordinate the decoder then only has to look up its slot.
+    Every token also carries one number of one proposal's box, and which (its place in raster order modulo SLOTS): to
+    say a coordinate the decoder then only has to look up its slot.
     """
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kinds[..., :1]
