@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -532,6 +532,29 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
         trajectories.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
         assert prompt.THINK_CLEAN in texts(example)
         assert example.weights[texts(example).index(prompt.THINK_CLEAN)] == taught
+
+
+def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
+    """And decides nothing: its numbers and kinds are taught, and only they."""
+    trajectories = script("trajectories")
+    read = {*words.COORDINATE_TOKENS, *degradations.KINDS}
+    for seed in range(20):
+        narrator = trajectories.Narrator(trajectories.Speller(tokenizer()), np.random.default_rng(seed))
+        example = narrator.drill(pool[0])
+        said = texts(example)
+        assert len(example.views) == 1 + len(SUSPECTED)
+        assert not example.exact_scores
+        for turn, (call, weights, _) in enumerate(calls_of(example)):
+            assert near(call, list(SUSPECTED[turn]))
+            assert [w > 0 for w in weights] == [text in read for text in call]
+        taught = [text for text, weight in zip(said, example.weights, strict=True) if weight > 0]
+        assert taught == [text for text in said if text in read]
+        for start, crop in zip(
+            [i for i, t in enumerate(said) if t == prompt.THINK_OPEN], example.views[1:], strict=True
+        ):
+            assert said[start + 1] == crop.suspicions[0][4]
+            spoken = [int(said[start + 5 + 2 * i]) for i in range(4)]
+            assert_allclose(spoken, [1000 * c for c in crop.suspicions[0][:4]], atol=6)
 
 
 def turns(example: Any) -> Iterator[tuple[bool, bool, list[int], list[float]]]:

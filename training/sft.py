@@ -1,11 +1,12 @@
 """Supervised training of nano's decoder on what its eyes made of every view.
 
-    python training/sft.py --looked LOOKED --eyes RUN/eyes.pt --out RUN [--steps 1000] [--seed 0] [--resume]
+    python training/sft.py --looked LOOKED --eyes RUN/eyes.pt --out RUN [--steps 900] [--seed 0] [--resume]
 
-The eyes (perceive.py) stay as they are, so a step costs only the projector and the decoder. Every step sees rated
-photos (their score), patched and whole-damaged ones, and probing conversations over big photos. Score and coordinate
-tokens get soft labels (a Gaussian around the truth), and the expected score a squared error besides. Weights are
-averaged (EMA); metrics go to RUN/metrics.jsonl, the last state to RUN/last.pt.
+The eyes (perceive.py) stay as they are, so a step costs only the projector and the decoder. The first steps are a
+drill: to say what the eyes propose. Every later one sees rated photos (their score), patched and whole-damaged ones,
+and probing conversations over big photos. Score and coordinate tokens get soft labels (a Gaussian around the truth),
+and the expected score a squared error besides. Weights are averaged (EMA); metrics go to RUN/metrics.jsonl, the last
+state to RUN/last.pt.
 """
 
 import argparse
@@ -35,8 +36,7 @@ EXPECTED_WEIGHT: Final = 1.0
 EMA_DECAY: Final = 0.995
 SHORT: Final = LOOKED[:3]  # kinds with one view a photo, mostly
 LENGTH_STEP: Final = 64
-SHORT_CHUNKS: Final = 2
-LONG_CHUNKS: Final = 2
+CHUNKS: Final = 2  # micro-batches of examples of like length
 
 
 class Targets:
@@ -107,8 +107,21 @@ class Trainer:
             expected, truth = self.scores(hidden, examples)
         picked = (self.targets.table[ids[rows, cols]] * F.log_softmax(logits, -1)).sum(1)
         loss = -(weights[rows, cols] * picked).sum() / weights.sum()
-        error = ((expected - truth) ** 2).mean()
+        error = ((expected - truth) ** 2).sum() / max(1, len(truth))  # a drill has no scores
         return loss + EXPECTED_WEIGHT * error, {"loss": float(loss.detach()), "mse": float(error.detach())}
+
+
+def lessons(
+    part: str, narrator: Narrator, train: dict[str, list[Item]], rng: np.random.Generator, counts: dict[str, int]
+) -> list[Example]:
+    """A batch of conversations, short ones first; `counts`: of each kind."""
+    kinds = [kind for kind in LOOKED if (kind in SHORT) == (part == "short") and train[kind]]
+    examples = [
+        narrator.drill(train[kind][i]) if part == "drill" else narrator.tell(kind, train[kind][i])
+        for kind in kinds
+        for i in rng.integers(0, len(train[kind]), counts[kind])
+    ]
+    return sorted(examples, key=lambda e: len(e.tokens))
 
 
 def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
@@ -155,16 +168,16 @@ def main() -> None:
     parser.add_argument("--looked", type=Path, required=True, help="the output of look.py")
     parser.add_argument("--eyes", type=Path, required=True, help="the checkpoint of perceive.py it was made with")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--drill-steps", type=int, default=500, help="of --steps")
+    parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
+    parser.add_argument("--every", type=int, default=150, help="steps between evaluations and checkpoints")
     parser.add_argument(
         "--batch", type=int, nargs=5, default=(8, 6, 4, 6, 10), metavar=tuple(k.upper() for k in LOOKED)
     )
-    parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -193,8 +206,6 @@ def main() -> None:
         lr=args.rate,
         betas=(0.9, 0.98),
     )
-    if args.start:
-        model.load_state_dict(torch.load(args.start, weights_only=True)["model"])
     learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     average = {k: v.clone() for k, v in model.state_dict().items() if k in learned}
     first = 0
@@ -216,16 +227,10 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * along)))
         # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
-        for part, chunks in ((SHORT, SHORT_CHUNKS), (tuple(k for k in LOOKED if k not in SHORT), LONG_CHUNKS)):
-            examples = [
-                narrator.tell(kind, train[kind][i])
-                for kind in part
-                if train[kind]
-                for i in rng.integers(0, len(train[kind]), args.batch[LOOKED.index(kind)])
-            ]
-            examples.sort(key=lambda e: len(e.tokens))
-            for chunk in range(chunks):
-                some = examples[len(examples) * chunk // chunks : len(examples) * (chunk + 1) // chunks]
+        for part in ("drill",) if step < args.drill_steps else ("short", "long"):
+            examples = lessons(part, narrator, train, rng, dict(zip(LOOKED, args.batch, strict=True)))
+            for chunk in range(CHUNKS):
+                some = examples[len(examples) * chunk // CHUNKS : len(examples) * (chunk + 1) // CHUNKS]
                 loss, parts = trainer.loss(some)
                 if not math.isfinite(parts["loss"]):
                     raise SystemExit(
@@ -233,7 +238,7 @@ def main() -> None:
                     )
                 (loss * len(some) / len(examples)).backward()
                 for name, value in parts.items():
-                    key = f"{'short' if part is SHORT else 'long'}_{name}"
+                    key = f"{part}_{name}"
                     smooth[key] = 0.97 * smooth.get(key, value) + 0.03 * value
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
