@@ -502,31 +502,39 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
         "random": (prompt.THINK_CLEAN,),
         "aim1": (prompt.THINK_CLEAN,),
     }
-    checked = set()
+    checked, misspoken = list[str](), list[str]()
     for _, example in told(pool, "local", 100):
         said = texts(example)
         starts = [i for i, text in enumerate(said) if text == prompt.THINK_OPEN]
         for start, shown in zip(starts, example.views[1:], strict=True):
             if shown.role not in expected:
                 continue
-            checked.add(shown.role)
+            if example.weights[start + 1] == 0:  # misspoken: the other way round
+                wrong = prompt.THINK_CLEAN if shown.role in ("aim0", "truth1") else shown.suspicions[0][4]
+                assert said[start + 1] == wrong
+                misspoken.append(shown.role)
+                continue
+            checked.append(shown.role)
             assert said[start + 1] == expected[shown.role][0]
             if said[start + 1] == prompt.THINK_CLEAN:
                 assert said[start + 2] == prompt.THINK_CLOSE
-                assert example.weights[start + 1] == script("trajectories").CHOICE_WEIGHT
+                assert example.weights[start + 1] == script("trajectories").CLEAN_WEIGHT
                 continue
+            assert example.weights[start + 1] == script("trajectories").CHOICE_WEIGHT
             assert said[start + 3] == expected[shown.role][1]
             # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
             truth = [110, 220, 780, 670] if shown.role == "aim0" else [220, 330, 670, 780]
             assert [int(said[start + 5 + 2 * i]) for i in range(4)] == truth
-    assert checked == set(expected)
+    assert set(checked) == set(misspoken) == set(expected)
+    share = len(misspoken) / len(checked + misspoken)
+    assert share == pytest.approx(script("trajectories").MISSPOKEN_SHARE, abs=0.1)
 
 
 def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
     samples, trajectories = script("samples"), script("trajectories")
     speller = trajectories.Speller(tokenizer())
     crop = next(v for v in trajectories.shown_views(pool[0]) if v.role == "near")
-    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], trajectories.CHOICE_WEIGHT)):
+    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], trajectories.CLEAN_WEIGHT)):
         example = trajectories.Example()
         found = samples.damages({"defects": [{"kind": "noise", "level": 4, "box": box}]})
         trajectories.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)

@@ -30,6 +30,7 @@ SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 # What is decided weighs by what hangs on it: by their number alone, coordinates would drown whether there is a defect.
 CHOICE_WEIGHT: Final = 4.0
+CLEAN_WEIGHT: Final = 8.0  # that there is nothing: a false alarm costs twice what a miss does
 WORD_WEIGHT: Final = 2.0  # kinds and levels
 NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
 SCORE_WEIGHT: Final = 4.0
@@ -37,6 +38,7 @@ LEAST_KEPT: Final = 0.1  # of a view's tokens
 SINGLE_PASS_SHARE: Final = 0.25
 ON_POLICY_SHARE: Final = 0.8  # of crops: where perception suspects; the others lie on a damage or anywhere
 LOOK_ON_SHARE: Final = 0.7  # after nothing was found
+MISSPOKEN_SHARE: Final = 0.25  # of findings
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
 FREE: Final = frozenset(
     (prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.THINK_CLEAN, prompt.DEFECTS_CLOSE, prompt.DEFECT_OPEN)
@@ -84,6 +86,7 @@ class Speller:
         know the view's proposals. Training is twice as fast."""
         self.tokenizer, self.rng = tokenizer, rng
         self.image_id: int = tokenizer.token_to_id(words.IMAGE)
+        self.defects_id: int = tokenizer.token_to_id(prompt.DEFECTS_OPEN)
 
     def request(self, example: Example, template: str, shown: Shown) -> None:
         """Adds a request with an image."""
@@ -107,8 +110,11 @@ class Speller:
         ids = [self.tokenizer.token_to_id(text) for text in said]
         for offset, text in enumerate(said):
             one_more = text == prompt.COMMA and offset > 0 and said[offset - 1] == prompt.DEFECT_CLOSE
-            finding = offset > 0 and said[offset - 1] == prompt.THINK_OPEN  # clean, or a kind
-            if text in FREE or one_more or finding:
+            finding = offset > 0 and said[offset - 1] == prompt.THINK_OPEN  # a kind
+            nothing = text == prompt.DEFECTS_CLOSE and example.tokens[-1] == self.defects_id
+            if text == prompt.THINK_CLEAN or nothing:
+                token_weight = CLEAN_WEIGHT
+            elif text in FREE or one_more or finding:
                 token_weight = CHOICE_WEIGHT
             elif text in KINDS or text in DEFECT_LEVELS:
                 token_weight = WORD_WEIGHT
@@ -260,8 +266,13 @@ class Narrator:
         return crop
 
     def find(self, example: Example, crop: Shown, defects: list[Damage]) -> None:
+        """Says what a crop shows. Sometimes it says something else and untaught, because so will the model: its score
+        must not hang on its own words alone."""
         seen = [(share(d, crop), d) for d in defects]
         seen = [(held, d) for held, d in seen if holds(d, crop.box)]
+        if self.rng.random() < MISSPOKEN_SHARE:
+            self.speller.say(example, prompt.spell_finding(None if seen else self.suspected(crop)), 0)
+            return
         if not seen:
             if all(overlap(Box(*d.box), crop.box) is None for d in defects):
                 self.speller.say(example, prompt.spell_finding(None))
@@ -303,14 +314,17 @@ class Narrator:
             self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
             crop = crops[int(self.rng.integers(len(crops)))]
             self.speller.request(example, words.CROP if turn + 1 < len(shown.suspicions) else words.CROP_FINAL, crop)
-            *corners, kind = crop.suspicions[0]
-            spelled = coordinate_tokens([1000 * c for c in corners])
-            self.speller.say(example, prompt.spell_finding((kind, str(self.rng.choice(DEFECT_LEVELS)), spelled)))
+            self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
         read = {self.speller.tokenizer.token_to_id(text) for text in (*words.COORDINATE_TOKENS, *KINDS)}
         example.weights = [
             w if token in read else 0.0 for token, w in zip(example.tokens, example.weights, strict=True)
         ]
         return example
+
+    def suspected(self, crop: Shown) -> tuple[str, str, list[str]]:
+        """What perception suspects most in a crop, at any level."""
+        *corners, kind = crop.suspicions[0]
+        return kind, str(self.rng.choice(DEFECT_LEVELS)), coordinate_tokens([1000 * c for c in corners])
 
     def any_kind(self) -> str:
         return str(self.rng.choice(list(ATTRIBUTE_OF)))
