@@ -1,12 +1,20 @@
-// Registers the kernels with Python; checks dtypes, shapes and layout, and computes nothing.
+// Registers the kernels with Python. Everything that comes in is checked here, before any of its memory is touched.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
-#include "planarize.hpp"
+#include "tiles.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -14,58 +22,135 @@ using namespace nb::literals;
 namespace {
 
 using Any = nb::ndarray<nb::ro, nb::device::cpu>;
-using Planes = nb::ndarray<nb::numpy, float, nb::ndim<3>, nb::c_contig>;
+using Corners = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Size = std::tuple<std::int64_t, std::int64_t>;
+using PatchSpec = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+
+constexpr std::int64_t MOST_SIDE = 1 << 20;              // of an image or a tile, pixels
+constexpr std::int64_t MOST_VALUES = std::int64_t{1} << 34;  // of the result
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(("render: " + message).c_str()); }
 
 std::string shape_of(const Any& array) {
   std::string text = "(";
-  for (std::size_t i = 0; i < array.ndim(); ++i) {
-    text += (i ? ", " : "") + std::to_string(array.shape(i));
-  }
+  for (std::size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
   return text + ")";
 }
 
-bool c_contiguous(const Any& array) {
-  std::int64_t step = 1;
-  for (std::size_t i = array.ndim(); i-- > 0;) {
-    // The stride of an axis of length 1 says nothing about the layout.
-    if (array.shape(i) != 1 && array.stride(i) != step) return false;
-    step *= static_cast<std::int64_t>(array.shape(i));
-  }
-  return true;
+qcheck::Image checked_image(const Any& image) {
+  if (image.dtype() != nb::dtype<std::uint8_t>()) refuse("the image must be uint8");
+  if (image.ndim() != 3 || image.shape(2) != qcheck::CHANNELS || image.size() == 0)
+    refuse("the image must be (height, width, 3) and not empty, got " + shape_of(image));
+  const std::int64_t height = image.shape(0), width = image.shape(1);
+  if (height > MOST_SIDE || width > MOST_SIDE) refuse("the image is too large: " + shape_of(image));
+  // The stride of an axis of length 1 says nothing.
+  if (image.stride(2) != 1 || (width > 1 && image.stride(1) != qcheck::CHANNELS))
+    refuse("the pixels of the image's rows must lie side by side; rows may be any distance apart");
+  const std::int64_t stride = height > 1 ? image.stride(0) : qcheck::CHANNELS * width;
+  if (stride > -qcheck::CHANNELS * width && stride < qcheck::CHANNELS * width)
+    refuse("the image's rows must not overlap");
+  return {static_cast<const std::uint8_t*>(image.data()), static_cast<std::ptrdiff_t>(stride), static_cast<int>(width),
+          static_cast<int>(height)};
 }
 
-Planes planarize(const Any& image, const Any& table) {
-  using qcheck::CHANNELS;
-  using qcheck::LEVELS;
-  if (image.dtype() != nb::dtype<std::uint8_t>()) throw nb::type_error("planarize: image must be uint8");
-  if (table.dtype() != nb::dtype<float>()) throw nb::type_error("planarize: table must be float32");
-  if (image.ndim() != 3 || image.shape(2) != CHANNELS || image.size() == 0) {
-    const auto message = "planarize: image must be (height, width, 3) and not empty, got " + shape_of(image);
-    throw nb::value_error(message.c_str());
+std::vector<qcheck::Tile> checked_tiles(const qcheck::Image& image, const std::vector<Corners>& boxes,
+                                        const std::vector<Size>& sizes) {
+  if (boxes.empty()) refuse("there are no boxes");
+  if (boxes.size() != sizes.size())
+    refuse("as many sizes as boxes are needed, got " + std::to_string(sizes.size()) + " and " +
+           std::to_string(boxes.size()));
+  std::vector<qcheck::Tile> tiles;
+  for (std::size_t i = 0; i < boxes.size(); ++i) {
+    const auto [x1, y1, x2, y2] = boxes[i];
+    const auto [width, height] = sizes[i];
+    const std::string which = " of tile " + std::to_string(i);
+    if (!(0 <= x1 && x1 < x2 && x2 <= image.width && 0 <= y1 && y1 < y2 && y2 <= image.height))
+      refuse("the box" + which + " must lie in the image of " + std::to_string(image.width) + "x" +
+             std::to_string(image.height) + " and not be empty, got [" + std::to_string(x1) + ", " +
+             std::to_string(y1) + ", " + std::to_string(x2) + ", " + std::to_string(y2) + "]");
+    if (!(0 < width && width <= MOST_SIDE && 0 < height && height <= MOST_SIDE))
+      refuse("the size" + which + " must be 1.." + std::to_string(MOST_SIDE) + " a side, got " +
+             std::to_string(width) + "x" + std::to_string(height));
+    tiles.push_back({static_cast<int>(x1), static_cast<int>(y1), static_cast<int>(x2 - x1), static_cast<int>(y2 - y1),
+                     static_cast<int>(width), static_cast<int>(height)});
   }
-  if (table.ndim() != 2 || table.shape(0) != CHANNELS || table.shape(1) != LEVELS) {
-    const auto message = "planarize: table must be (3, 256), got " + shape_of(table);
-    throw nb::value_error(message.c_str());
-  }
-  if (!c_contiguous(image)) throw nb::value_error("planarize: image must be C-contiguous");
-  if (!c_contiguous(table)) throw nb::value_error("planarize: table must be C-contiguous");
+  return tiles;
+}
 
-  const std::size_t height = image.shape(0), width = image.shape(1);
-  float* const out = new float[CHANNELS * height * width];
-  nb::capsule owner(out, [](void* data) noexcept { delete[] static_cast<float*>(data); });
+qcheck::Patches checked_patches(const PatchSpec& spec, const std::vector<qcheck::Tile>& tiles) {
+  const auto [side, merge, repeats] = spec;
+  if (!(0 < side && side <= 256 && 0 < merge && merge <= 256 && 0 < repeats && repeats <= 256))
+    refuse("side, merge and repeats of patches must be 1..256");
+  for (const auto& tile : tiles)
+    if (tile.out_width % (side * merge) || tile.out_height % (side * merge))
+      refuse("with patches, sizes must be multiples of " + std::to_string(side * merge) + ", got " +
+             std::to_string(tile.out_width) + "x" + std::to_string(tile.out_height));
+  return {static_cast<int>(side), static_cast<int>(merge), static_cast<int>(repeats)};
+}
+
+template <class Value>
+nb::object rendered(const qcheck::Passes& passes, const qcheck::Image& image, const std::vector<qcheck::Tile>& tiles,
+                    const Any& table, const std::optional<qcheck::Patches>& patches, int threads) {
+  std::int64_t total = 0;
+  std::vector<std::int64_t> starts;
+  for (const auto& tile : tiles) {
+    starts.push_back(total);
+    total += static_cast<std::int64_t>(qcheck::CHANNELS) * tile.out_width * tile.out_height *
+             (patches ? patches->repeats : 1);
+    if (total > MOST_VALUES) refuse("the result would be too large");
+  }
+  std::unique_ptr<Value[]> values(new Value[total]);
+  std::vector<Value*> out;
+  for (const auto start : starts) out.push_back(values.get() + start);
   {
     nb::gil_scoped_release release;
-    qcheck::planarize(static_cast<const std::uint8_t*>(image.data()), height * width,
-                      static_cast<const float*>(table.data()), out);
+    qcheck::render<Value>(passes, image, tiles, static_cast<const Value*>(table.data()),
+                          patches ? qcheck::Layout::patches : qcheck::Layout::planar, patches.value_or(qcheck::Patches{}),
+                          out.data(), threads);
   }
-  return Planes(out, {CHANNELS, height, width}, owner);
+  nb::capsule owner(values.get(), [](void* data) noexcept { delete[] static_cast<Value*>(data); });
+  Value* const data = values.release();
+  std::vector<std::size_t> shape;
+  if (patches) {
+    const std::int64_t one = qcheck::CHANNELS * patches->repeats * patches->side * patches->side;
+    shape = {static_cast<std::size_t>(total / one), static_cast<std::size_t>(one)};
+  } else {
+    shape = {tiles.size(), qcheck::CHANNELS, static_cast<std::size_t>(tiles[0].out_height),
+             static_cast<std::size_t>(tiles[0].out_width)};
+  }
+  return nb::cast(nb::ndarray<nb::numpy>(data, shape.size(), shape.data(), owner, nullptr, table.dtype()));
+}
+
+nb::object render(const Any& image, const std::vector<Corners>& boxes, const std::vector<Size>& sizes, const Any& table,
+                  const std::optional<PatchSpec>& patches, int threads, const std::string& processor) {
+  const auto source = checked_image(image);
+  const auto tiles = checked_tiles(source, boxes, sizes);
+  const bool half = table.dtype() == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+  if (!half && table.dtype() != nb::dtype<float>()) refuse("the table must be float32 or float16");
+  if (table.ndim() != 2 || table.shape(0) != qcheck::CHANNELS || table.shape(1) != 256 || table.stride(1) != 1 ||
+      table.stride(0) != 256)
+    refuse("the table must be (3, 256) and contiguous, got " + shape_of(table));
+  std::optional<qcheck::Patches> layout;
+  if (patches) layout = checked_patches(*patches, tiles);
+  for (const auto& tile : tiles)
+    if (!layout && (tile.out_width != tiles[0].out_width || tile.out_height != tiles[0].out_height))
+      refuse("without patches, all tiles must be of one size");
+  if (threads < 1 || threads > 256) refuse("threads must be 1..256");
+  for (const auto* passes : qcheck::usable_passes())
+    if (processor.empty() || processor == passes->name)
+      return half ? rendered<std::uint16_t>(*passes, source, tiles, table, layout, threads)
+                  : rendered<float>(*passes, source, tiles, table, layout, threads);
+  refuse("this processor has no " + processor);
 }
 
 }  // namespace
 
 NB_MODULE(_kernels, module) {
-  module.def("planarize", &planarize, "image"_a, "table"_a,
-             "planarize(image, table) -> float32 (3, H, W): table[c][image[y][x][c]].\n\n"
-             "image: uint8 (H, W, 3), C-contiguous, not empty; table: float32 (3, 256), C-contiguous.\n"
-             "Releases the GIL. TypeError for a wrong dtype, ValueError for a wrong shape or layout.");
+  module.def("render", &render, "image"_a, "boxes"_a, "sizes"_a, "table"_a, "patches"_a = nb::none(), "threads"_a = 1,
+             "processor"_a = "", "See _kernels.pyi.");
+  module.def("processors", [] {
+    std::vector<std::string> names;
+    for (const auto* passes : qcheck::usable_passes()) names.emplace_back(passes->name);
+    return names;
+  });
 }

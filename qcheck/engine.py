@@ -1,5 +1,6 @@
 """The engine: a bundle made ready to talk. It keeps nothing of any photo; a Conversation does."""
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -19,6 +20,7 @@ from qcheck.verdict import EngineInfo, ModelInfo
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
+MOST_TILE_THREADS: Final = 8  # more only wait for memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,16 @@ class Engine:
     """Weights, vocabulary and grammars of a bundle; safe to share between conversations, one at a time."""
 
     def __init__(
-        self, contract: Contract, model: ModelInfo, backend: Backend, tokenizer: Any, embeddings: NDArray[np.float32]
+        self,
+        contract: Contract,
+        model: ModelInfo,
+        backend: Backend,
+        tokenizer: Any,
+        embeddings: NDArray[np.float32],
+        threads: int = 1,
     ) -> None:
-        """`tokenizer`: a `tokenizers.Tokenizer`; `embeddings`: (vocabulary, hidden)."""
+        """`tokenizer`: a `tokenizers.Tokenizer`; `embeddings`: (vocabulary, hidden); `threads`: that cut tiles."""
+        self.threads = threads
         self.contract, self.model, self.backend, self.embeddings = contract, model, backend, embeddings
         self.grammar = Grammar(contract, tokenizer)
         self.table = tiles.normalise_table(contract.pixels.mean, contract.pixels.std)
@@ -80,7 +89,9 @@ class Engine:
             tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{bundle.path('tokenizer')} is not a tokenizer ({error})") from None
-        return cls(bundle.contract, bundle.info, OnnxRuntimeCpu(bundle, threads), tokenizer, bundle.embeddings())
+        backend = OnnxRuntimeCpu(bundle, threads)
+        for_tiles = min(threads or os.cpu_count() or 1, MOST_TILE_THREADS)
+        return cls(bundle.contract, bundle.info, backend, tokenizer, bundle.embeddings(), for_tiles)
 
     @property
     def info(self) -> EngineInfo:
@@ -106,10 +117,10 @@ class Conversation:
     def show(self, request: Request, pixels: NDArray[np.uint8], view: tiles.View) -> None:
         """Appends a request with a view of the photo `pixels` (H, W, 3), and prefills it."""
         engine, clock = self.engine, time.perf_counter()
-        planar = tiles.planar(pixels, view, engine.table)
+        planar = tiles.planar(pixels, [view], engine.table, engine.threads)
         self.spent.tiles += _ms_since(clock)
         clock = time.perf_counter()
-        image = engine.backend.encode(planar[None])
+        image = engine.backend.encode(planar)
         self.spent.vision += _ms_since(clock)
         clock = time.perf_counter()
         before, after = engine.requests[request]

@@ -127,7 +127,7 @@ class Talk:
         self.model = model
         table = tiles.normalise_table((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         views = [(texture(320, 192, 1), 5, 3), (texture(128, 256, 2), 2, 4)]
-        planar = [tiles.planar(p, View(Box(0, 0, 64 * w, 64 * h), 64 * w, 64 * h), table) for p, w, h in views]
+        planar = [tiles.planar(p, [View(Box(0, 0, 64 * w, 64 * h), 64 * w, 64 * h)], table)[0] for p, w, h in views]
         self.tokens, self.positions = spelled_conversation([(rows, cols) for _, cols, rows in views])
         packed = [nano.view_pixels_to_patches(torch.from_numpy(pixels)) for pixels in planar]
         self.ids = torch.tensor([self.tokens])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,7 +20,6 @@ from qcheck.tiles import (
     normalise_table,
     photo_box,
     planar,
-    render,
     smart_resize,
     view_of,
     whole,
@@ -258,22 +257,15 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.data(), st.integers(1, 90), st.integers(1, 90))
-def test_render_equals_pillow(data: st.DataObject, width: int, height: int) -> None:
-    pixels = picture(height, width)
-    box = data.draw(boxes(width, height))
-    view = View(box, data.draw(st.integers(1, 4)) * 28, data.draw(st.integers(1, 4)) * 28)
-    cropped = Image.fromarray(pixels).crop((box.x1, box.y1, box.x2, box.y2))
-    np.testing.assert_array_equal(render(pixels, view), np.asarray(cropped.resize(view.size, Image.Resampling.BICUBIC)))
-
-
-def test_render_at_full_resolution_is_the_pixels_themselves() -> None:
+def test_planar_at_full_resolution_is_the_pixels_themselves() -> None:
     pixels = picture(60, 80)
-    view = View(Box(10, 4, 66, 32), 56, 28)
-    out = render(pixels, view)
-    np.testing.assert_array_equal(out, pixels[4:32, 10:66])
-    assert out.flags.c_contiguous
+    table = np.tile(np.arange(256, dtype=np.float32), (3, 1))
+    views = [View(Box(10, 4, 66, 32), 56, 28), View(Box(0, 30, 56, 58), 56, 28)]
+    got = planar(pixels, views, table, 2)
+    assert got.shape == (2, 3, 28, 56)
+    for plane, view in zip(got, views, strict=True):
+        box = view.box
+        np.testing.assert_array_equal(plane, pixels[box.y1 : box.y2, box.x1 : box.x2].transpose(2, 0, 1))
 
 
 def test_view_of_a_whole_photo() -> None:
@@ -285,8 +277,9 @@ def test_view_of_a_whole_photo() -> None:
 def test_planar_equals_oracle(width: int, height: int) -> None:
     pixels = picture(height, width)
     view = view_of(whole(width, height), ViewSpec(28, 28**2, 16 * 28**2, 2.0))
-    got = planar(pixels, view, normalise_table(IMAGENET_MEAN, IMAGENET_STD))
-    unit = (render(pixels, view) / 255).astype(np.float32)
+    (got,) = planar(pixels, [view], normalise_table(IMAGENET_MEAN, IMAGENET_STD))
+    resized = np.asarray(Image.fromarray(pixels).resize(view.size, Image.Resampling.BICUBIC))
+    unit = (resized / 255).astype(np.float32)
     want = (unit - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     assert got.shape == (3, view.height, view.width)
     np.testing.assert_array_equal(got, want.transpose(2, 0, 1))

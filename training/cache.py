@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from photos import Rated, Source, Split, pristine_photos, rated_photos
 from PIL import Image, ImageEnhance, ImageFilter
 
-from qcheck.tiles import Box, View, ViewSpec, crop_box, normalise_table, render, view_of, whole
+from qcheck.tiles import Box, View, ViewSpec, crop_box, normalise_table, planar, view_of, whole
 
 CACHED: Final = ("local", "whole", "rated", "patched", "aimed")
 # Rated photos at least this good (1..5) may stand for undamaged ones; below, their own defects have no box.
@@ -56,9 +56,7 @@ class Look:
         self.table = normalise_table(IMAGENET_MEAN, IMAGENET_STD)
 
     def cells(self, pixels: Pixels, view: View) -> NDArray[np.float16]:
-        seen = render(pixels, view)
-        planar = np.stack([self.table[c][seen[:, :, c]] for c in range(3)])
-        cells: NDArray[np.float32] = self.session.run(None, {"pixels": planar[None]})[0]
+        cells: NDArray[np.float32] = self.session.run(None, {"pixels": planar(pixels, [view], self.table)})[0]
         return cells.astype(np.float16)
 
     def at(self, pixels: Pixels, box: Box, spec: ViewSpec, role: str) -> tuple[dict[str, Any], NDArray[np.float16]]:

@@ -1,0 +1,7 @@
+// Compiled with -mavx2 and only ever called where the processor has it.
+#include "passes.inl"
+
+namespace qcheck {
+extern const Passes PASSES_AVX2;
+const Passes PASSES_AVX2 = {"AVX2", LANES, horizontal, vertical};
+}  // namespace qcheck

@@ -1,0 +1,7 @@
+// For every processor of the kind that the compiler aims at (SSE2, NEON).
+#include "passes.inl"
+
+namespace qcheck {
+extern const Passes PASSES_BASELINE;
+const Passes PASSES_BASELINE = {"baseline", LANES, horizontal, vertical};
+}  // namespace qcheck

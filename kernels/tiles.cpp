@@ -1,0 +1,226 @@
+#include "tiles.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#include "coefficients.hpp"
+#include "passes.hpp"
+
+namespace qcheck {
+namespace {
+
+/// A tile's lines, ready to read with SLACK to spare.
+class Lines {
+ public:
+  Lines(const Image& image, const Tile& tile) : image_(image), tile_(tile) {
+    const auto last = image.stride < 0 ? 0 : image.height - 1;
+    end_ = image.data + last * image.stride + static_cast<std::ptrdiff_t>(CHANNELS) * image.width;
+  }
+  /// Line `y` of the tile; where reading on would leave the image's memory, a copy of it in `spare`.
+  const std::uint8_t* at(int y, std::vector<std::uint8_t>& spare) const {
+    const auto* line = image_.data + (tile_.y + y) * image_.stride + static_cast<std::ptrdiff_t>(CHANNELS) * tile_.x;
+    const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile_.width;
+    if (line + bytes + SLACK <= end_) return line;
+    spare.resize(bytes + SLACK);
+    std::memcpy(spare.data(), line, bytes);
+    return spare.data();
+  }
+
+ private:
+  const Image& image_;
+  const Tile& tile_;
+  const std::uint8_t* end_;
+};
+
+struct Plan {
+  explicit Plan(const Tile& tile)
+      : x(bicubic_axis(tile.width, tile.out_width)),
+        y(bicubic_axis(tile.height, tile.out_height)),
+        across(x),
+        along(y),
+        along_first(!x.identity && tile.out_height < tile.height &&
+                    tile.height - tile.out_height > 2 * (static_cast<long>(tile.width) - tile.out_width)) {}
+  Axis x, y;
+  Pairs across, along;
+  bool along_first;  // Pillow's rule, since its version 13; it matters because each pass rounds to bytes
+};
+
+/// Writes finished lines of bytes where they belong, as values.
+template <class Value>
+class Writer {
+ public:
+  Writer(const Tile& tile, const Value* table, Layout layout, const Patches& patches, Value* out)
+      : tile_(tile), table_(table), layout_(layout), patches_(patches), out_(out) {}
+
+  void line(const std::uint8_t* bytes, int y) const { layout_ == Layout::planar ? planar(bytes, y) : patched(bytes, y); }
+
+ private:
+  void planar(const std::uint8_t* bytes, int y) const {
+    const std::size_t width = tile_.out_width, plane = width * tile_.out_height;
+    Value* const row = out_ + y * width;
+    const Value *red = table_, *green = table_ + 256, *blue = table_ + 512;
+    for (std::size_t x = 0; x < width; ++x, bytes += CHANNELS) {
+      row[x] = red[bytes[0]];
+      row[plane + x] = green[bytes[1]];
+      row[2 * plane + x] = blue[bytes[2]];
+    }
+  }
+
+  void patched(const std::uint8_t* bytes, int y) const {
+    const int side = patches_.side, merge = patches_.merge, columns = tile_.out_width / side;
+    const std::size_t square = static_cast<std::size_t>(side) * side, one = square * patches_.repeats;
+    const int row = y / side;
+    for (int column = 0; column < columns; ++column) {
+      const std::size_t block = static_cast<std::size_t>(row / merge) * (columns / merge) + column / merge;
+      const std::size_t patch = (block * merge + row % merge) * merge + column % merge;
+      Value* const to = out_ + patch * CHANNELS * one + static_cast<std::size_t>(y % side) * side;
+      for (int x = 0; x < side; ++x, bytes += CHANNELS) {
+        to[x] = table_[bytes[0]];
+        to[one + x] = table_[256 + bytes[1]];
+        to[2 * one + x] = table_[512 + bytes[2]];
+      }
+      for (int repeat = 1; repeat < patches_.repeats; ++repeat)
+        for (int channel = 0; channel < CHANNELS; ++channel)
+          std::memcpy(to + channel * one + repeat * square, to + channel * one, side * sizeof(Value));
+    }
+  }
+
+  const Tile& tile_;
+  const Value* table_;
+  Layout layout_;
+  const Patches& patches_;
+  Value* out_;
+};
+
+/// Lines [begin, end) of a tile. Lines that passed across wait in a ring until those that passed along have used them.
+template <class Value>
+void band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer, int begin, int end) {
+  const Lines lines(image, tile);
+  const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.out_width, pitch = bytes + SLACK;
+  const int taps = plan.y.identity ? 1 : plan.y.taps, ring = taps + passes.rows;
+  std::vector<std::uint8_t> held(ring * pitch), done(pitch);
+  std::vector<std::vector<std::uint8_t>> spares(ring);
+  std::vector<const std::uint8_t*> narrow(ring), used(taps);
+  const auto needed = [&](int y) { return plan.y.identity ? y + 1 : plan.y.first[y] + plan.y.count[y]; };
+  int ready = plan.y.identity ? begin : plan.y.first[begin];
+  for (int y = begin; y < end; ++y) {
+    while (ready < needed(y)) {
+      const std::uint8_t* from[MOST_ROWS];
+      std::uint8_t* to[MOST_ROWS];
+      if (plan.x.identity) {
+        narrow[ready % ring] = lines.at(ready, spares[ready % ring]);
+        ++ready;
+        continue;
+      }
+      const int count = std::min(passes.rows, tile.height - ready);
+      for (int i = 0; i < passes.rows; ++i) {
+        const int slot = (ready + i) % ring;
+        from[i] = i < count ? lines.at(ready + i, spares[slot]) : from[0];
+        to[i] = held.data() + slot * pitch;
+        narrow[slot] = to[i];
+      }
+      passes.horizontal(from, plan.x, plan.across, to);
+      ready += count;
+    }
+    if (plan.y.identity) {
+      writer.line(narrow[y % ring], y);
+      continue;
+    }
+    for (int tap = 0; tap < taps; ++tap) {
+      // What lies beyond the last line that counts has no weight: any line will do.
+      const int line = plan.y.first[y] + std::min(tap, plan.y.count[y] - 1);
+      used[tap] = narrow[line % ring];
+    }
+    const std::size_t at = static_cast<std::size_t>(y) * taps / 2;
+    passes.vertical(used.data(), taps, plan.along.high.data() + at, plan.along.low.data() + at, bytes, done.data());
+    writer.line(done.data(), y);
+  }
+}
+
+/// The same where the height shrinks first.
+template <class Value>
+void tall_band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer, int begin, int end) {
+  const Lines lines(image, tile);
+  const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.width;
+  const std::size_t in_pitch = bytes + SLACK, out_pitch = static_cast<std::size_t>(CHANNELS) * tile.out_width + SLACK;
+  const int taps = plan.y.taps;
+  std::vector<std::uint8_t> shrunk(passes.rows * in_pitch), done(passes.rows * out_pitch);
+  std::vector<std::vector<std::uint8_t>> spares(taps);
+  std::vector<const std::uint8_t*> used(taps);
+  for (int y = begin; y < end; y += passes.rows) {
+    const std::uint8_t* from[MOST_ROWS];
+    std::uint8_t* to[MOST_ROWS];
+    for (int i = 0; i < passes.rows; ++i) {
+      from[i] = shrunk.data() + i * in_pitch;
+      to[i] = done.data() + i * out_pitch;
+      if (y + i >= end) continue;
+      for (int tap = 0; tap < taps; ++tap)
+        used[tap] = lines.at(plan.y.first[y + i] + std::min(tap, plan.y.count[y + i] - 1), spares[tap]);
+      const std::size_t at = static_cast<std::size_t>(y + i) * taps / 2;
+      passes.vertical(used.data(), taps, plan.along.high.data() + at, plan.along.low.data() + at, bytes,
+                      shrunk.data() + i * in_pitch);
+    }
+    passes.horizontal(from, plan.x, plan.across, to);
+    for (int i = 0; i < passes.rows && y + i < end; ++i) writer.line(to[i], y + i);
+  }
+}
+
+}  // namespace
+
+template <class Value>
+void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table, Layout layout, const Patches& patches,
+            Value* const* out, int threads) {
+  struct Task {
+    std::size_t tile;
+    int begin, end;
+  };
+  std::vector<Plan> plans;
+  for (const Tile& tile : tiles) plans.emplace_back(tile);
+  std::vector<Task> tasks;
+  for (std::size_t i = 0; i < tiles.size(); ++i) {
+    // At the seam of two bands the lines they share pass across twice, so there are no more bands than threads.
+    const int bands = std::max(1, std::min(threads, tiles[i].out_height / 32));
+    for (int b = 0; b < bands; ++b)
+      tasks.push_back({i, tiles[i].out_height * b / bands, tiles[i].out_height * (b + 1) / bands});
+  }
+  std::atomic<std::size_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failing;
+  const auto work = [&]() noexcept {
+    try {
+      for (std::size_t at; (at = next++) < tasks.size();) {
+        const Task& task = tasks[at];
+        const Tile& tile = tiles[task.tile];
+        const Plan& plan = plans[task.tile];
+        const Writer<Value> writer(tile, table, layout, patches, out[task.tile]);
+        (plan.along_first ? tall_band<Value> : band<Value>)(passes, image, tile, plan, writer, task.begin, task.end);
+      }
+    } catch (...) {  // out of memory
+      const std::lock_guard<std::mutex> lock(failing);
+      failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> others;
+  try {
+    const int useful = static_cast<int>(std::min<std::size_t>(threads, tasks.size()));
+    others.reserve(useful);
+    for (int i = 1; i < useful; ++i) others.emplace_back(work);
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those there are do all of it.
+  }
+  work();
+  for (auto& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+template void render<float>(const Passes&, const Image&, const std::vector<Tile>&, const float*, Layout, const Patches&, float* const*,
+                            int);
+template void render<std::uint16_t>(const Passes&, const Image&, const std::vector<Tile>&, const std::uint16_t*, Layout, const Patches&,
+                                    std::uint16_t* const*, int);
+
+}  // namespace qcheck
