@@ -175,6 +175,7 @@ def write_safetensor(path: Path, name: str, tensor: Tensor) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().float().contiguous()}, str(path))
+    path.chmod(0o644)  # safetensors keeps its files to their owner
 
 
 def entry(path: Path) -> FileEntry:

@@ -30,7 +30,7 @@ SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 # What is decided weighs by what hangs on it: by their number alone, coordinates would drown whether there is a defect.
 CHOICE_WEIGHT: Final = 4.0
-CLEAN_WEIGHT: Final = 8.0  # that there is nothing: a false alarm costs twice what a miss does
+CLEAN_WEIGHT: Final = 7.0  # that there is nothing: a false alarm costs twice what a miss does
 WORD_WEIGHT: Final = 2.0  # kinds and levels
 NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
 SCORE_WEIGHT: Final = 4.0
