@@ -1,17 +1,20 @@
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Value = TypeVar("Value", np.float32, np.float16)
 
 def render(
     image: NDArray[np.uint8],
     boxes: Sequence[tuple[int, int, int, int]],
     sizes: Sequence[tuple[int, int]],
-    table: NDArray[np.float32] | NDArray[np.float16],
+    table: NDArray[Value],
     patches: tuple[int, int, int] | None = None,
     threads: int = 1,
     processor: str = "",
-) -> NDArray[np.float32] | NDArray[np.float16]:
+) -> NDArray[Value]:
     """Crops, resizes, normalises and lays out K tiles of `image` (H, W, 3) in one pass.
 
     Tile i is what `Image.crop(boxes[i]).resize(sizes[i], BICUBIC)` of Pillow 13 gives, to the bit, its bytes replaced
