@@ -144,7 +144,9 @@ def test_no_probes_is_a_single_pass(tmp_path: Path) -> None:
 def test_one_probe_is_at_most_one(judged: list[Record], tmp_path: Path) -> None:
     for record, full in zip(records("--max-probes", "1", *EXAMPLES, cwd=tmp_path), judged, strict=True):
         assert len(record["probes"]) == min(1, len(full["probes"]))
-        assert record["probes"] == full["probes"][:1], "the first look depends on what is allowed later"
+        # What it finds there may differ, because by then it has been told whether it may look on.
+        looks = [[{**probe, "finding": None} for probe in some] for some in (record["probes"], full["probes"][:1])]
+        assert looks[0] == looks[1], "the first look depends on what is allowed later"
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -525,7 +525,8 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
             # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
             truth = [110, 220, 780, 670] if shown.role == "aim0" else [220, 330, 670, 780]
             assert [int(said[start + 5 + 2 * i]) for i in range(4)] == truth
-    assert set(checked) == set(misspoken) == set(expected)
+    assert set(checked) == set(expected)
+    assert {"aim0", "aim1"} <= set(misspoken) <= set(expected)
     share = len(misspoken) / len(checked + misspoken)
     assert share == pytest.approx(script("trajectories").MISSPOKEN_SHARE, abs=0.1)
 
