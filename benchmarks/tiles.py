@@ -102,12 +102,12 @@ def transformers_pil() -> Callable[[Pixels, Job], NDArray[np.float32]]:
     def run(pixels: Pixels, job: Job) -> NDArray[np.float32]:
         out, image = [], Image.fromarray(pixels)
         for box, (width, height) in zip(*job, strict=True):
-            area = width * height
-            if area not in processors:
-                limits = {"shortest_edge": area, "longest_edge": area}
-                processors[area] = Qwen2VLImageProcessorPil(size=limits)
-            part = image if box == (0, 0, *image.size) else image.crop(box)
-            values = processors[area](images=[part], return_tensors="np")["pixel_values"]
+            whole = box == (0, 0, *image.size)
+            most = GLOBAL.max_pixels if whole else width * height
+            if most not in processors:
+                limits = {"shortest_edge": GLOBAL.min_pixels if whole else most, "longest_edge": most}
+                processors[most] = Qwen2VLImageProcessorPil(size=limits)
+            values = processors[most](images=[image if whole else image.crop(box)], return_tensors="np")["pixel_values"]
             out.append(np.asarray(values))
         return np.concatenate(out)
 
