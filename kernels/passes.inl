@@ -37,11 +37,11 @@ inline Words second_pair(Bytes x) {
 inline Bytes load_lines(const std::uint8_t* const* lines, std::size_t at) { return load<Bytes>(lines[0] + at); }
 inline Words first_pair(Bytes x) {
   return reinterpret_cast<Words>(
-      __builtin_shufflevector(x, Bytes{}, 0, 16, 3, 16, 1, 16, 4, 16, 2, 16, 5, 16, 16, 16, 16, 16));
+      QCHECK_SHUFFLE(x, Bytes{}, 0, 16, 3, 16, 1, 16, 4, 16, 2, 16, 5, 16, 16, 16, 16, 16));
 }
 inline Words second_pair(Bytes x) {
   return reinterpret_cast<Words>(
-      __builtin_shufflevector(x, Bytes{}, 6, 16, 9, 16, 7, 16, 10, 16, 8, 16, 11, 16, 16, 16, 16, 16));
+      QCHECK_SHUFFLE(x, Bytes{}, 6, 16, 9, 16, 7, 16, 10, 16, 8, 16, 11, 16, 16, 16, 16, 16));
 }
 #endif
 
@@ -84,9 +84,9 @@ void vertical(const std::uint8_t* const* lines, int taps, const std::int32_t* hi
   for (std::size_t i = 0; i < bytes; i += BLOCK) {
     Ints above_left{}, above_right{}, below_left{}, below_right{};
     for (int tap = 0; tap < taps; tap += 2) {
-      const auto a = load<HalfBytes>(lines[tap] + i), b = load<HalfBytes>(lines[tap + 1] + i);
-      const auto left = __builtin_convertvector(__builtin_shufflevector(a, b, QCHECK_LOW), Words);
-      const auto right = __builtin_convertvector(__builtin_shufflevector(a, b, QCHECK_HIGH), Words);
+      const HalfBytes a = load<HalfBytes>(lines[tap] + i), b = load<HalfBytes>(lines[tap + 1] + i);
+      const auto left = __builtin_convertvector(QCHECK_SHUFFLE(a, b, QCHECK_LOW), Words);
+      const auto right = __builtin_convertvector(QCHECK_SHUFFLE(a, b, QCHECK_HIGH), Words);
       const auto k = reinterpret_cast<Words>(splat(high[tap / 2])), l = reinterpret_cast<Words>(splat(low[tap / 2]));
       above_left += dot_pairs(left, k);
       below_left += dot_pairs(left, l);

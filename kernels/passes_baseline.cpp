@@ -1,4 +1,4 @@
-// For every processor of the kind that the compiler aims at (SSE2, NEON).
+// For every processor of the kind that the compiler aims at (SSE2; NEON, which is written and not yet compiled).
 #include "passes.inl"
 
 namespace qcheck {

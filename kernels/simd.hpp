@@ -23,7 +23,6 @@ constexpr int LANES = 2;  // of 16 bytes
 constexpr int LANES = 1;
 #endif
 
-using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
 using HalfBytes = std::uint8_t __attribute__((vector_size(8 * LANES)));
 using Bytes = std::uint8_t __attribute__((vector_size(16 * LANES)));
 using Words = std::int16_t __attribute__((vector_size(16 * LANES)));
@@ -41,6 +40,13 @@ template <class Vector>
 inline void store(void* to, Vector value) {
   std::memcpy(to, &value, sizeof value);
 }
+
+// Bytes of two vectors of one type, numbered through. GCC has Clang's spelling only since its version 12.
+#if defined(__clang__)
+#define QCHECK_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define QCHECK_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a){__VA_ARGS__})
+#endif
 
 inline Ints splat(std::int32_t value) { return value - Ints{}; }
 

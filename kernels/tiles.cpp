@@ -99,7 +99,8 @@ class Writer {
 
 /// Lines [begin, end) of a tile. Lines that passed across wait in a ring until those that passed along have used them.
 template <class Value>
-void band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer, int begin, int end) {
+void band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer,
+          int begin, int end) {
   const Lines lines(image, tile);
   const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.out_width, pitch = bytes + SLACK;
   const int taps = plan.y.identity ? 1 : plan.y.taps, ring = taps + passes.rows;
@@ -144,7 +145,8 @@ void band(const Passes& passes, const Image& image, const Tile& tile, const Plan
 
 /// The same where the height shrinks first.
 template <class Value>
-void tall_band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer, int begin, int end) {
+void tall_band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan,
+               const Writer<Value>& writer, int begin, int end) {
   const Lines lines(image, tile);
   const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.width;
   const std::size_t in_pitch = bytes + SLACK, out_pitch = static_cast<std::size_t>(CHANNELS) * tile.out_width + SLACK;

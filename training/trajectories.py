@@ -30,7 +30,7 @@ SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 # What is decided weighs by what hangs on it: by their number alone, coordinates would drown whether there is a defect.
 CHOICE_WEIGHT: Final = 4.0
-CLEAN_WEIGHT: Final = 7.0  # that there is nothing: a false alarm costs twice what a miss does
+CLEAN_WEIGHT: Final = 7.0  # that there is nothing: a false alarm costs nearly twice what a miss does
 WORD_WEIGHT: Final = 2.0  # kinds and levels
 NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
 SCORE_WEIGHT: Final = 4.0
@@ -40,9 +40,7 @@ ON_POLICY_SHARE: Final = 0.8  # of crops: where perception suspects; the others 
 LOOK_ON_SHARE: Final = 0.7  # after nothing was found
 MISSPOKEN_SHARE: Final = 0.25  # of findings
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
-FREE: Final = frozenset(
-    (prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.THINK_CLEAN, prompt.DEFECTS_CLOSE, prompt.DEFECT_OPEN)
-)
+FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.DEFECTS_CLOSE, prompt.DEFECT_OPEN))
 
 
 Suspicion = tuple[float, float, float, float, str]
