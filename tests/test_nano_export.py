@@ -33,6 +33,7 @@ library("transformers")
 nano = script("nano")
 export_nano = script("export_nano")
 words = script("vocabulary")
+vision_side = script("visual")
 torch_backend = script("torch_backend", "benchmarks")
 
 # What float32 leaves over when the same sums are made in another order: logits here are about 1 to 5 in size.
@@ -86,11 +87,12 @@ def lively(model: Any) -> Any:
     model.eval()
     pixels = torch.from_numpy(texture(512, 448, 9)).permute(2, 0, 1)[None] / 128 - 1
     with torch.inference_mode():
-        cells = encoder(pixels).flatten(0, 1)
-    damage, quality = visual.perception.damage, visual.perception.quality
-    for mean, std in ((damage.mean, damage.std), (quality.cell_mean, quality.cell_std)):
-        mean.copy_(cells.mean(0))
-        std.copy_(cells.std(0) + 1e-3)
+        cells = encoder(pixels)
+        quarters = cells.unflatten(0, (2, -1)).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+        summaries = vision_side.summary(quarters)
+    for part, known in ((visual.perception.damage, cells.flatten(0, 1)), (visual.perception.quality, summaries)):
+        part.mean.copy_(known.mean(0))
+        part.std.copy_(known.std(0) + 1e-3)
     return model
 
 

@@ -299,7 +299,7 @@ VIEWS = [
     ("random", [0, 400, 280, 800], (2, 1), 5.0),  # shows nothing
     ("window", [100, 0, 700, 400], (2, 3), 7.0),
 ]
-SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus"] for x1, y1, x2, y2 in SUSPECTED]
+SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus", 2] for x1, y1, x2, y2 in SUSPECTED]
 CLEAN_VIEWS = ("global", "aim1", "random")
 Item = tuple[dict[str, Any], Any]
 
@@ -544,15 +544,16 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
-    """And decides nothing: its numbers and kinds are taught, and only they."""
+    """And its score. It decides nothing: its numbers and words are taught, and only they."""
     trajectories = script("trajectories")
-    read = {*words.COORDINATE_TOKENS, *degradations.KINDS}
+    read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *degradations.KINDS, *DEFECT_LEVELS}
     for seed in range(20):
         narrator = trajectories.Narrator(trajectories.Speller(tokenizer()), np.random.default_rng(seed))
         example = narrator.drill(pool[0])
         said = texts(example)
         assert len(example.views) == 1 + len(SUSPECTED)
-        assert not example.exact_scores
+        assert list(example.exact_scores.values()) == [example.views[0].score]
+        assert said[next(iter(example.exact_scores))] == "3.0"
         for turn, (call, weights, _) in enumerate(calls_of(example)):
             assert near(call, list(SUSPECTED[turn]))
             assert [w > 0 for w in weights] == [text in read for text in call]
@@ -562,6 +563,7 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
             [i for i, t in enumerate(said) if t == prompt.THINK_OPEN], example.views[1:], strict=True
         ):
             assert said[start + 1] == crop.suspicions[0][4]
+            assert said[start + 3] == DEFECT_LEVELS[1]
             spoken = [int(said[start + 5 + 2 * i]) for i in range(4)]
             assert_allclose(spoken, [1000 * c for c in crop.suspicions[0][:4]], atol=6)
 

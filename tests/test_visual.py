@@ -39,8 +39,6 @@ def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
         assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, visual.KIND_OUTPUTS)
         for part, other in zip(evidence, alone, strict=True):
             assert_allclose(part, other[0], atol=1e-5)
-    scores = perceive.scores_of(eyes.quality, many)
-    assert_allclose(scores, [float(eyes(view[None]).score) for view in many], atol=1e-5)
 
 
 @torch.inference_mode()
@@ -117,31 +115,40 @@ def test_a_reading_can_be_read_back() -> None:
     odds = np.full((4, 10), -3.0)
     odds[1:3, 2:6] = 4.0
     _, view = visual.described(evidence_of(odds))
-    bumps = view[: 4 * visual.BOX_BINS].reshape(4, visual.BOX_BINS)
-    centres = torch.arange(visual.BOX_BINS) / (visual.BOX_BINS - 1)
-    assert_allclose((bumps * centres).sum(1) / bumps.sum(1), [0.2, 0.25, 0.6, 0.75], atol=0.03)
-    score = view[-visual.SCORE_BINS :]
-    assert int(score.argmax()) == visual.SCORE_BINS // 2  # 3.0 of 1..5
+    bumps = view[: visual.SLOTS * visual.NUMBER_BINS].reshape(visual.SLOTS, visual.NUMBER_BINS)
+    read = (bumps * centres()).sum(1) / bumps.sum(1)
+    strength = np.tanh(8 * (4 - visual.SCAN_BIAS) / visual.STRENGTH_UNIT)
+    assert_allclose(read[:6], [0.2, 0.25, 0.6, 0.75, strength, 0.75], atol=0.03)
+    assert float(read[-1]) == pytest.approx(0.5, abs=0.01)  # 3.0 of 1..5
 
 
-def test_numbers_of_the_proposals_are_dealt_out_over_the_tokens() -> None:
+def centres() -> Any:
+    return torch.arange(visual.NUMBER_BINS) / (visual.NUMBER_BINS - 1)
+
+
+def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     """Each slot is there with every number of token counts above its own, and holds its number."""
     odds = np.full((4, 10), -3.0)
     odds[1:3, 2:6], odds[3, 8] = 4.0, 5.0
     evidence = evidence_of(odds)
     reading, _ = visual.described(evidence)
-    own = visual.READING - visual.SLOTS - visual.BOX_BINS
+    own = visual.READING - visual.SLOTS - visual.NUMBER_BINS
     slots, numbers = reading[:, own : own + visual.SLOTS], reading[:, own + visual.SLOTS :]
     assert (slots.sum(1) == 1).all()
     assert slots.argmax(1).tolist() == [i % visual.SLOTS for i in range(40)]
-    centres = torch.arange(visual.BOX_BINS) / (visual.BOX_BINS - 1)
-    read = (numbers * centres).sum(1) / numbers.sum(1)
-    boxes = visual.proposals(evidence).boxes.flatten()
-    assert_allclose(boxes[:8], [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
-    inside = np.flatnonzero((boxes > 0.1) & (boxes < 0.9))  # where the bumps are whole
+    read = (numbers * centres()).sum(1) / numbers.sum(1)
+    found = visual.proposals(evidence)
+    assert_allclose(found.boxes[:2].flatten(), [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
+    places = [
+        [*box, float(torch.tanh(strength.clamp(min=0) / visual.STRENGTH_UNIT)), level]
+        for box, strength, level in zip(found.boxes.tolist(), found.strengths, found.level.tolist(), strict=True)
+    ]
+    truth = np.array([*np.concatenate(places), 0.5])
+    inside = np.flatnonzero((truth > 0.1) & (truth < 0.9))  # where the bumps are whole
+    assert visual.SLOTS - 1 in inside
     for place, slot in enumerate(slots.argmax(1).tolist()):
         if slot in inside:
-            assert float(read[place]) == pytest.approx(float(boxes[slot]), abs=0.01)
+            assert float(read[place]) == pytest.approx(float(truth[slot]), abs=0.01)
 
 
 def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
@@ -174,6 +181,9 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
             assert_allclose(part, other, atol=5e-3)
         assert [s[:4] for s in whole["suspicions"]] == visual.proposals(evidence).boxes.tolist()
         assert {s[4] for s in whole["suspicions"]} <= set(visual.KINDS)
+        assert [s[5] for s in whole["suspicions"]] == [
+            1 + round(4 * level) for level in visual.proposals(evidence).level.tolist()
+        ]
         x1, y1, x2, y2 = window["box"]
         assert (window["cols"], window["rows"]) == ((x2 - x1) // 128, (y2 - y1) // 128)
 
@@ -183,11 +193,11 @@ def test_training_photos_are_read_by_eyes_that_never_saw_them(tmp_path: Path) ->
     saved = {}
     for fold in ("0", "1", None):
         saved[fold] = visual.Perception()
-        perceive.save(tmp_path, saved[fold], fold)
+        torch.save({"eyes": saved[fold].state_dict()}, samples.eyes_file(tmp_path, fold))
     for fold in ("0", "1", None):
         eyes = look.eyes_of(tmp_path, fold)
         assert torch.equal(eyes.damage.absolute[1].weight, saved[fold].damage.absolute[1].weight)
-        assert torch.equal(eyes.quality.merge.weight, saved[None].quality.merge.weight)
+        assert torch.equal(eyes.quality.ridge.weight, saved[fold].quality.ridge.weight)
 
 
 def damaged_view(rng: np.random.Generator) -> tuple[Any, Any]:
@@ -227,18 +237,48 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.mean(overlaps) > 0.9
 
 
-def test_eyes_learn_a_score(tmp_path: Path) -> None:
-    """Of views whose score is the strength of some channels."""
+@pytest.mark.parametrize("part", ["ridge", "networks", "both"])
+def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of views whose score is the strength of some channels; each half of the judgement does it alone."""
     torch.manual_seed(0)
     entries = []
-    for seed in range(40):
+    for seed in range(120):
         view, score = random_view(8, 8, seed), float(np.random.default_rng(seed).uniform(1, 5))
         view[..., :200] += (score - 3) / 2
-        entries.append(({"split": "train", "score": score}, [({"role": "global", "box": [0, 0, 512, 512]}, view)]))
+        sample = {"split": "train", "score": score}
+        entries.append((sample, [({"role": "global", "box": [0, 0, 512, 512]}, view), ({"role": "crop"}, view[:2])]))
     stored(tmp_path, "rated-0", entries)
     items = samples.Samples(tmp_path, "rated").items
-    train = {"rated": items[:30], "patched": items[:30], "whole": items[:30]}
-    arguments = perceive.argparse.Namespace(seed=0, decay=0.1, rate=1e-3, quality_steps=40, every=20, batch=(6, 1, 1))
+    train = {kind: items[:100] if kind == "rated" else [] for kind in perceive.SCORED}
+    summaries, scores, weights = perceive.Summaries(train).without("1")
+    assert summaries.shape == (100, 2 * cells.CELL_CHANNELS)
+    monkeypatch.setattr(perceive, "QUALITY_BATCH", 25)
+    monkeypatch.setattr(perceive, "RIDGE_PENALTY", 100.0)
     quality = visual.Quality()
-    perceive.learn_quality(quality, train, items[30:], arguments)
-    assert perceive.ranked(quality, items[30:])["dev_srcc"] > 0.9
+    perceive.learn_quality(
+        quality, summaries, scores, weights, perceive.argparse.Namespace(rate=1e-3, quality_epochs=15)
+    )
+    monkeypatch.setattr(visual, "RIDGE_SHARE", {"ridge": 1.0, "networks": 0.0, "both": 0.5}[part])
+    assert perceive.ranked(quality, items[100:])["dev_srcc"] > 0.9
+
+
+def test_a_fold_is_left_out_of_the_scores(tmp_path: Path) -> None:
+    for fold, count in (("0", 3), ("1", 2)):
+        entry = [({"role": "global", "box": [0, 0, 128, 128]}, random_view(2, 2, 1))]
+        stored(tmp_path, f"rated-{fold}", [({"split": "train", "score": 1.0 + int(fold)}, entry)] * count)
+    items = samples.Samples(tmp_path, "rated").items
+    known = perceive.Summaries({kind: items if kind == "rated" else [] for kind in perceive.SCORED})
+    assert known.without("0")[1].tolist() == [2.0, 2.0]
+    assert known.without("1")[1].tolist() == [1.0, 1.0, 1.0]
+    assert len(known.without(None)[1]) == 5
+
+
+def test_the_ridge_is_the_textbook_one() -> None:
+    rng = np.random.default_rng(3)
+    x, y, w = rng.normal(size=(50, 4)), rng.normal(size=50), rng.uniform(0.5, 2, 50)
+    from sklearn.linear_model import Ridge
+
+    known = Ridge(alpha=perceive.RIDGE_PENALTY).fit(x, y, sample_weight=w)
+    weight, bias = perceive.ridge(*(torch.from_numpy(part).float() for part in (x, y, w)))
+    assert_allclose(weight, known.coef_, atol=1e-6)
+    assert float(bias) == pytest.approx(known.intercept_, abs=1e-5)

@@ -189,11 +189,13 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return Box(x, y, x + w, y + h)
 
 
-def crop_targets(damages: list[Damage], width: int, height: int, rng: np.random.Generator) -> Iterator[tuple[str, Box]]:
-    """What the cached crops look at: each damage (well and badly aimed) and places of no interest."""
+def crop_targets(
+    damages: list[Damage], width: int, height: int, rng: np.random.Generator, near: bool
+) -> Iterator[tuple[str, Box]]:
+    """What the cached crops look at: each damage (well aimed and, if `near`, badly) and places of no interest."""
     for index, found in enumerate(damages[:2]):
         yield f"truth{index}", jittered(Box(*found.box), 0.1, width, height, rng)
-    if damages:
+    if damages and near:
         truth = Box(*damages[0].box)
         shifted = Box(*truth.as_list())
         dx, dy = (int(rng.choice((-1, 1)) * rng.uniform(0.3, 0.8) * side) for side in (truth.width, truth.height))
@@ -203,7 +205,7 @@ def crop_targets(damages: list[Damage], width: int, height: int, rng: np.random.
         )
         shifted = Box(x, y, x + truth.width, y + truth.height)
         yield "near", jittered(shifted, 0.15, width, height, rng)
-    for _ in range(1 if damages else 3):
+    for _ in range(1 if damages else 2):
         yield "random", random_box(width, height, rng)
 
 
@@ -272,7 +274,7 @@ def local_sample(
         if eyes is not None:
             for index, target in enumerate(eyes.targets(cells, w, h)):
                 yield look.at(pixels, crop_box(target, CROP, w, h), CROP_VIEW, f"aim{index}")
-        for role, target in crop_targets(damages, w, h, rng):
+        for role, target in crop_targets(damages, w, h, rng, near=eyes is None):
             yield look.at(pixels, crop_box(target, CROP, w, h), CROP_VIEW, role)
 
     return {**sample, "score": damaged_score(CLEAN_SCORE, damages, w, h)}, views()

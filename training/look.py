@@ -2,9 +2,9 @@
 
     python training/look.py --cache CACHE --eyes RUN --out LOOKED
 
-`RUN` is the output of perceive.py. The damages of training photos are read by eyes that never saw their source, those
-of dev photos by the final ones; all scores by the final ones. Writes `CellStore`s of SEEN_CHANNELS a token. Rated and
-patched photos get one more view, a window of their own cells, which stands for a crop.
+`RUN` is the output of perceive.py. Training photos are read by eyes that never saw their source, dev photos by the
+final ones. Writes `CellStore`s of SEEN_CHANNELS a token. Rated and patched photos get one more view, a window of their
+own cells, which stands for a crop.
 """
 
 import argparse
@@ -41,10 +41,11 @@ def unpacked(seen: Tensor, score: float) -> Evidence:
 
 
 def suspicions(evidence: Evidence) -> dict[str, Any]:
-    """The proposals for the index: boxes 0..1 of the view, and kinds."""
+    """The proposals for the index: boxes 0..1 of the view, kinds and levels 1..5."""
     found = proposals(evidence)
     kinds = [KINDS[i] for i in found.kinds[:, 1:].argmax(1).tolist()]
-    return {"suspicions": [[*box, kind] for box, kind in zip(found.boxes.tolist(), kinds, strict=True)]}
+    levels = [1 + round((LEVELS - 1) * level) for level in found.level.tolist()]
+    return {"suspicions": [[*s[0], *s[1:]] for s in zip(found.boxes.tolist(), kinds, levels, strict=True)]}
 
 
 def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArray[np.float16]]:
@@ -105,12 +106,9 @@ def main() -> None:
 
 
 def eyes_of(run: Path, fold: str | None) -> Perception:
-    """A sense of damage that never saw a fold, and the final sense of quality."""
+    """The eyes that never saw a fold, or (None) the final ones."""
     eyes = Perception()
-    eyes.load_state_dict(torch.load(eyes_file(run, None), weights_only=True)["eyes"])
-    if fold is not None:
-        state = torch.load(eyes_file(run, fold), weights_only=True)["eyes"]
-        eyes.damage.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("damage.")})
+    eyes.load_state_dict(torch.load(eyes_file(run, fold), weights_only=True)["eyes"])
     return eyes.eval()
 
 

@@ -6,8 +6,8 @@ Two lessons, neither through the decoder. `Damage` learns from single tokens wha
 suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. Both are
 written to RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
 
-For every fold of source photos there is also RUN/eyes-without-FOLD.pt, whose sense of damage never saw that fold:
-look.py reads training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
+For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which never saw that fold: look.py reads
+training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from samples import Item, Samples, damages, eyes_file, read, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from visual import KIND_OUTPUTS, Damage, Perception, Quality, by_size, perceived, proposals
+from visual import KIND_OUTPUTS, SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, summary
 
 from qcheck.tiles import Box
 
@@ -37,18 +37,20 @@ DAMAGED_TOKENS: Final = 24  # at most, of one view
 CLEAN_TOKENS: Final = {"global": 24}  # the same; views that are not global: half of it
 TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 0.5
-EMA_DECAY: Final = 0.995
-SCORED: Final = ("rated", "patched", "whole")
-SCORE_WEIGHTS: Final = {"rated": 1.0, "patched": 0.5, "whole": 0.5}
+# Kinds of sample whose whole views teach the score, and what each weighs.
+SCORED: Final = {"rated": 1.0, "patched": 0.5, "whole": 0.5, "local": 0.5, "aimed": 0.5}
+QUALITY_BATCH: Final = 256
+QUALITY_DECAY: Final = 0.05
+RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
 
 
 class Tokens:
-    """Single tokens of many views. `tokens`: (n, CELL_CHANNELS); `views`: (n,) their view's row in `means`, `spreads`;
-    `kinds`, `levels`: (n,) as of samples.token_truth."""
+    """Single tokens of many views. `tokens`: (n, CELL_CHANNELS); `views`: (n,) their view's row in `means`, `spreads`,
+    `counts`; `kinds`, `levels`: (n,) as of samples.token_truth."""
 
     def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator) -> None:
-        parts: list[list[NDArray[Any]]] = [[], [], [], [], [], []]
+        parts: list[list[NDArray[Any]]] = [[] for _ in range(7)]
         count = 0
         for kind in LESSONS:
             for item in items[kind]:
@@ -59,7 +61,7 @@ class Tokens:
                         part.append(values)
                     count += 1
         joined = [torch.from_numpy(np.concatenate(part)) for part in parts]
-        self.tokens, self.means, self.spreads, self.views, self.kinds, self.levels = joined
+        self.tokens, self.means, self.spreads, self.counts, self.views, self.kinds, self.levels = joined
 
     def of_view(self, item: Item, index: int, number: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
         cells, view = read(item, index).astype(np.float32), item[0]["views"][index]
@@ -72,6 +74,7 @@ class Tokens:
         yield tokens.reshape(rows * cols, CELL_CHANNELS)[picked].astype(np.float16)
         yield cells.mean((0, 1))[None]
         yield cells.std((0, 1))[None]
+        yield np.full((1, 1), rows * cols, np.float32)
         yield np.full(len(picked), number)
         yield truth.kinds[picked]
         yield truth.levels[picked]
@@ -90,7 +93,7 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float) -> None
         views, kinds, levels = train.views[picked], train.kinds[picked], train.levels[picked]
         inputs = damage.normalised(train.tokens[picked].float(), train.means[views], train.spreads[views])
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = damage.read(*inputs)
+            outputs = damage.read(*inputs, train.counts[views])
         loss = torch.zeros(())
         for output in outputs:
             kind, level = output.float().split((KIND_OUTPUTS, output.shape[1] - KIND_OUTPUTS), 1)
@@ -116,106 +119,70 @@ def finite(loss: Tensor, step: int) -> None:
         raise SystemExit(f"step {step}: the loss is not finite")
 
 
-class Scores:
-    """Whole views and their scores, other ones each time: mirrored, and cut to windows."""
+class Summaries:
+    """Whole views and their scores. `summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`, `weights`:
+    (n,); `folds`: of each."""
 
-    def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator) -> None:
-        self.items, self.rng = items, rng
-
-    def batch(self, counts: dict[str, int]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Views (rows, cols, CELL_CHANNELS), scores and weights (n,)."""
-        # One shape of window for the whole batch, so that views of one size can go through together.
-        shares = (self.rng.uniform(0.7, 1.0), self.rng.uniform(0.7, 1.0))
-        views, scores, weights = [], [], []
-        for kind, count in counts.items():
-            for at in self.rng.integers(0, len(self.items[kind]), count):
-                item = self.items[kind][at]
+    def __init__(self, items: dict[str, list[Item]]) -> None:
+        summaries, scores, weights, self.folds = [], [], [], list[str]()
+        for kind, weight in SCORED.items():
+            for item in items[kind]:
                 known = [i for i, view in enumerate(item[0]["views"]) if view["role"] == "global"]
-                index = known[int(self.rng.integers(len(known)))] if self.rng.random() < 0.6 else 0
-                cells = read(item, index)
-                # Not quite what the convolutions would have seen in a mirrored photo, but near, and free.
-                cells = cells[:, ::-1] if self.rng.random() < 0.5 else cells
-                if kind == "rated" and self.rng.random() < 0.5:
-                    cells = self.window(cells, shares)
-                views.append(torch.from_numpy(cells.astype(np.float32)))
-                scores.append(item[0]["score"])
-                weights.append(SCORE_WEIGHTS[kind])
-        return views, torch.tensor(scores), torch.tensor(weights)
+                for index in known:
+                    summaries.append(summary(torch.from_numpy(read(item, index).astype(np.float32))[None])[0])
+                    scores.append(item[0]["score"])
+                    weights.append(weight)
+                    self.folds.append(item[0]["fold"])
+        self.summaries, self.scores, self.weights = torch.stack(summaries), torch.tensor(scores), torch.tensor(weights)
 
-    def window(self, cells: NDArray[np.float16], shares: tuple[float, float]) -> NDArray[np.float16]:
-        """A window of whole tokens, anywhere."""
-        slices = []
-        for count, share in zip(cells.shape[:2], shares, strict=True):
-            length = 2 * max(1, round(share * count / 2))
-            start = 2 * int(self.rng.integers(0, (count - length) // 2 + 1))
-            slices.append(slice(start, start + length))
-        return cells[slices[0], slices[1]]
+    def without(self, fold: str | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Summaries, scores and weights of all other folds."""
+        kept = torch.tensor([one != fold for one in self.folds])
+        return self.summaries[kept], self.scores[kept], self.weights[kept]
 
 
-def scores_of(quality: Quality, views: list[Tensor]) -> Tensor:
-    """(n,) scores of views of any sizes."""
-    out = torch.zeros(len(views))
-    for members in by_size(views):
-        out = out.index_put(
-            (torch.tensor(members),), quality(torch.stack([views[i] for i in members]))[:, 0].to(out.dtype)
-        )
-    return out
-
-
-def learn_quality(quality: Quality, train: dict[str, list[Item]], dev: list[Item], args: argparse.Namespace) -> None:
-    """Regression on scores; the averaged weights of the evaluation that ranks dev photos best are kept."""
-    rng = np.random.default_rng(args.seed + 1)
-    mean, std = statistics(train["rated"] + train["whole"], rng)
-    quality.cell_mean.copy_(mean)
-    quality.cell_std.copy_(std)
-    average = {k: v.clone() for k, v in quality.state_dict().items()}
-    best, best_weights = -1.0, average
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in quality.parameters() if p.ndim > 1], "weight_decay": args.decay},
-            {"params": [p for p in quality.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=args.rate,
-        betas=(0.9, 0.98),
-    )
-    scores, started, smooth = Scores(train, rng), time.monotonic(), 1.0
-    for step in range(args.quality_steps):
-        schedule(optimizer, args.rate, step, args.quality_steps)
-        quality.train()
-        views, truth, weights = scores.batch(dict(zip(SCORED, args.batch, strict=True)))
-        # fp32: with so many sizes of view, bf16 on CPUs spends twice the time preparing its kernels.
-        loss = (weights * (scores_of(quality, views) - truth) ** 2).mean()
-        finite(loss, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(quality.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            for name, value in quality.state_dict().items():
-                average[name].lerp_(value, 1 - min(EMA_DECAY, (step + 1) / (step + 20)))
-        smooth = 0.98 * smooth + 0.02 * float(loss.detach())
-        if (step + 1) % 50 == 0:
-            eta = (time.monotonic() - started) / (step + 1) * (args.quality_steps - step - 1) / 60
-            print(f"quality {step + 1}/{args.quality_steps} eta {eta:.1f} min, loss {smooth:.3f}", flush=True)
-        if (step + 1) % args.every == 0 or step + 1 == args.quality_steps:
-            averaged = Quality()
-            averaged.load_state_dict(average)
-            rank = ranked(averaged, dev)
-            print(f"quality {step + 1}: " + " ".join(f"{k} {v:.3f}" for k, v in rank.items()), flush=True)
-            if rank["dev_srcc"] > best:
-                best, best_weights = rank["dev_srcc"], {k: v.clone() for k, v in average.items()}
-    quality.load_state_dict(best_weights)
+def learn_quality(
+    quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, args: argparse.Namespace
+) -> None:
+    """Regression on scores: the ridge at once, the networks by steps, each for itself."""
+    quality.mean.copy_(summaries.mean(0))
+    quality.std.copy_(summaries.std(0) + 1e-3)
+    inputs, targets = quality.normalised(summaries), scores - SCORE_CENTRE
+    with torch.no_grad():
+        weight, bias = ridge(inputs, targets, weights)
+        quality.ridge.weight.copy_(weight[None])
+        quality.ridge.bias.copy_(bias[None])
+    networks = quality.networks
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=args.rate, weight_decay=QUALITY_DECAY)
+    networks.train()
+    steps, done = args.quality_epochs * (len(scores) // QUALITY_BATCH), 0
+    for epoch in range(args.quality_epochs):
+        order = torch.randperm(len(scores))
+        for some in order[: len(order) // QUALITY_BATCH * QUALITY_BATCH].view(-1, QUALITY_BATCH):
+            schedule(optimizer, args.rate, done, steps)
+            loss = torch.zeros(())
+            for network in networks:
+                loss = loss + (weights[some] * (network(inputs[some])[:, 0] - targets[some]) ** 2).mean()
+            finite(loss, done)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            done += 1
+        if (epoch + 1) % 5 == 0:
+            print(
+                f"quality {epoch + 1}/{args.quality_epochs} loss {float(loss.detach()) / len(networks):.3f}", flush=True
+            )
     quality.eval()
 
 
-def statistics(items: list[Item], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mean and spread of every cell channel over some hundred views."""
-    parts = [
-        read(items[i], 0).reshape(-1, CELL_CHANNELS)[::3].astype(np.float32)
-        for i in rng.choice(len(items), min(400, len(items)), replace=False)
-    ]
-    stacked = np.concatenate(parts)
-    return torch.from_numpy(stacked.mean(0)), torch.from_numpy(stacked.std(0) + 1e-3)
+def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear map and the intercept that leave the least weighted squares and RIDGE_PENALTY times the map's own."""
+    share = weights / weights.sum()
+    centre, middle = share @ inputs, share @ targets
+    x = (inputs - centre) * weights.sqrt()[:, None]
+    normal = x.T @ x + RIDGE_PENALTY * torch.eye(inputs.shape[1])
+    weight = torch.linalg.solve(normal, x.T @ ((targets - middle) * weights.sqrt()))
+    return weight, middle - centre @ weight
 
 
 @torch.inference_mode()
@@ -270,46 +237,32 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--damage-steps", type=int, default=300)
-    parser.add_argument("--quality-steps", type=int, default=900)
-    parser.add_argument("--quality", type=Path, help="eyes whose sense of quality is kept instead of learned again")
+    parser.add_argument("--quality-epochs", type=int, default=20)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=150)
-    parser.add_argument("--batch", type=int, nargs=3, default=(24, 8, 6), metavar=tuple(k.upper() for k in SCORED))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
     samples = {kind: Samples(args.cache, kind) for kind in {*LESSONS, *SCORED}}
     train, dev = ({kind: s.of(split) for kind, s in samples.items()} for split in ("train", "dev"))
-    eyes, started = Perception().eval(), time.monotonic()
+    started = time.monotonic()
+    summaries = Summaries(train) if args.quality_epochs else None
     for fold in (*samples["local"].folds(), None):
         torch.manual_seed(args.seed)
+        eyes = Perception()
         seen = {kind: [item for item in train[kind] if item[0]["fold"] != fold] for kind in LESSONS}
         tokens = Tokens(seen, np.random.default_rng(args.seed))
         spent = f"{time.monotonic() - started:.0f} s"
         print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
-        eyes.damage = Damage()
         learn_damage(eyes.damage, tokens, args.damage_steps, args.rate)
-        save(args.out, eyes, fold)
-    del tokens
-    result = evaluate(eyes, dev["aimed"] or dev["local"])
-    print(" ".join(f"{k} {v:.3f}" for k, v in result.items()), flush=True)
-    if args.quality:
-        kept = torch.load(args.quality, weights_only=True)["eyes"]
-        eyes.quality.load_state_dict({k[8:]: v for k, v in kept.items() if k.startswith("quality.")})
-    elif args.quality_steps:
-        learn_quality(eyes.quality, train, dev["rated"], args)
-    result |= ranked(eyes.quality, dev["rated"])
-    save(args.out, eyes, None)
+        del tokens
+        if summaries:
+            learn_quality(eyes.quality, *summaries.without(fold), args)
+        torch.save({"eyes": eyes.state_dict()}, eyes_file(args.out, fold))
+    result = evaluate(eyes.eval(), dev["aimed"] or dev["local"]) | ranked(eyes.quality, dev["rated"])
     (args.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
-
-
-def save(out: Path, eyes: Perception, fold: str | None) -> None:
-    torch.save({"eyes": eyes.state_dict()}, eyes_file(out, fold))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from qcheck import prompt
 from qcheck.contract import IMAGE_SLOT
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import Box, View, crop_box, model_coords
-from qcheck.verdict import DEFECT_LEVELS
+from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
 
 FOUND_SHARE: Final = 0.6  # a crop that holds this much of a damage has found it
 SEEN_SHARE: Final = 0.25  # one that holds less than this does not show it
@@ -43,13 +43,13 @@ PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
 FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.DEFECTS_CLOSE, prompt.DEFECT_OPEN))
 
 
-Suspicion = tuple[float, float, float, float, str]
+Suspicion = tuple[float, float, float, float, str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A cached view: the part of the photo it shows, what perception made of it (rows, cols, SEEN_CHANNELS), its score,
-    and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view) and kind."""
+    and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
 
     box: Box
     seen: NDArray[np.float16]
@@ -231,7 +231,7 @@ class Narrator:
     ) -> Shown | None:
         """Asks for the next suspicion, named for what really is there, and returns the cached crop that comes nearest
         to what would be shown: one that shows the same damage or, like it, none. None if there is no such crop."""
-        *corners, kind = shown.suspicions[turn]
+        *corners, kind, _ = shown.suspicions[turn]
         width, height = sample["width"], sample["height"]
         x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
         target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
@@ -301,28 +301,31 @@ class Narrator:
             )
 
     def drill(self, item: Item) -> Example:
-        """Three calls and findings that only repeat what perception proposes. Taught are their numbers and kinds,
-        nothing of what they decide: the decoder first learns to read, and later when to believe."""
+        """Three calls and findings that only repeat what perception proposes, and its score. Taught are their numbers
+        and words, nothing of what they decide: the decoder first learns to read, and later when to believe."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
         self.speller.request(example, words.FIRST, shown)
-        for turn, (*corners, kind) in enumerate(shown.suspicions):
+        for turn, (*corners, kind, _) in enumerate(shown.suspicions):
             x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
             target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
             self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
             crop = crops[int(self.rng.integers(len(crops)))]
             self.speller.request(example, words.CROP if turn + 1 < len(shown.suspicions) else words.CROP_FINAL, crop)
             self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
-        read = {self.speller.tokenizer.token_to_id(text) for text in (*words.COORDINATE_TOKENS, *KINDS)}
+        score = float(np.clip(shown.score, SCORE_MIN, SCORE_MAX))
+        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
+        taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS)
+        read = {self.speller.tokenizer.token_to_id(text) for text in taught}
         example.weights = [
             w if token in read else 0.0 for token, w in zip(example.tokens, example.weights, strict=True)
         ]
         return example
 
     def suspected(self, crop: Shown) -> tuple[str, str, list[str]]:
-        """What perception suspects most in a crop, at any level."""
-        *corners, kind = crop.suspicions[0]
-        return kind, str(self.rng.choice(DEFECT_LEVELS)), coordinate_tokens([1000 * c for c in corners])
+        """What perception suspects most in a crop."""
+        *corners, kind, level = crop.suspicions[0]
+        return kind, DEFECT_LEVELS[level - 1], coordinate_tokens([1000 * c for c in corners])
 
     def any_kind(self) -> str:
         return str(self.rng.choice(list(ATTRIBUTE_OF)))
@@ -335,7 +338,7 @@ def shown_views(item: Item) -> list[Shown]:
             read(item, index),
             view["score"],
             view["role"],
-            [(*map(float, corners), kind) for *corners, kind in view["suspicions"]],
+            [(*map(float, corners), kind, level) for *corners, kind, level in view["suspicions"]],
         )
         for index, view in enumerate(item[0]["views"])
     ]

@@ -23,27 +23,28 @@ from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
 DAMAGE_WIDTH: Final = 256
 DAMAGE_DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.2
-CELL_WIDTH: Final = 160
-TOKEN_WIDTH: Final = 256
-HEAD_WIDTH: Final = 64
-CELL_BLOCKS: Final = 3
-TOKEN_BLOCKS: Final = 2
-DROPOUT: Final = 0.1
+QUALITY_NETWORKS: Final = 3
+QUALITY_WIDTHS: Final = (512, 256)
+QUALITY_INPUT_DROPOUT: Final = 0.3
+QUALITY_DROPOUT: Final = 0.5
+RIDGE_SHARE: Final = 0.3
+SCORE_CENTRE: Final = 3.0
+SUMMARY_CLIP: Final = 6.0  # standard deviations
 CLIP: Final = 8.0  # standard deviations
 RELATIVE_CLIP: Final = 5.0
+COUNT_UNIT: Final = 144.0  # tokens
 PROPOSALS: Final = 3
 SCAN_BIAS: Final = 0.5  # log odds of damage that a token must exceed to enlarge a proposal; best on the dev split
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 KIND_OUTPUTS: Final = 1 + len(KINDS)  # 0: clean
 LEVELS: Final = len(DEFECT_LEVELS)
-BOX_BINS: Final = 21
-SCORE_BINS: Final = 17
-STRENGTH_BINS: Final = 9
+NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 20.0  # summed log odds
-SLOTS: Final = 4 * PROPOSALS  # numbers of the proposals' boxes, dealt out over the tokens
-READING: Final = KIND_OUTPUTS + LEVELS + 1 + SLOTS + BOX_BINS
-PROPOSAL_READING: Final = 4 * BOX_BINS + KIND_OUTPUTS + LEVELS + STRENGTH_BINS
-VIEW_READING: Final = PROPOSALS * PROPOSAL_READING + SCORE_BINS
+# Numbers that are dealt out over the tokens: each proposal's box, strength and level, and the view's score.
+SLOTS: Final = 6 * PROPOSALS + 1
+READING: Final = KIND_OUTPUTS + LEVELS + 1 + SLOTS + NUMBER_BINS
+PROPOSAL_READING: Final = 6 * NUMBER_BINS + KIND_OUTPUTS + LEVELS
+VIEW_READING: Final = PROPOSALS * PROPOSAL_READING + NUMBER_BINS
 
 
 class Evidence(NamedTuple):
@@ -69,6 +70,12 @@ class Proposals(NamedTuple):
     kinds: Tensor
     levels: Tensor
 
+    @property
+    def level(self) -> Tensor:
+        """(PROPOSALS,) expected level, 0 (slight) to 1 (severe)."""
+        steps = torch.arange(LEVELS, device=self.levels.device, dtype=torch.float32) / (LEVELS - 1)
+        return self.levels @ steps
+
 
 class Damage(nn.Module):
     """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds and levels of each token."""
@@ -83,7 +90,7 @@ class Damage(nn.Module):
     def branch() -> nn.Sequential:
         return nn.Sequential(
             nn.Dropout(INPUT_DROPOUT),
-            nn.Linear(CELL_CHANNELS, DAMAGE_WIDTH),
+            nn.Linear(CELL_CHANNELS + 1, DAMAGE_WIDTH),
             nn.GELU(),
             nn.Dropout(DAMAGE_DROPOUT),
             nn.Linear(DAMAGE_WIDTH, DAMAGE_WIDTH),
@@ -99,81 +106,67 @@ class Damage(nn.Module):
         relative = (tokens - mean) / (spread + 0.1 * self.std)
         return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
 
-    def read(self, absolute: Tensor, relative: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of both branches, (..., KIND_OUTPUTS + LEVELS) each."""
-        return self.absolute(absolute), self.relative(relative)
+    def read(self, absolute: Tensor, relative: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of both branches, (..., KIND_OUTPUTS + LEVELS) each. `count`: (..., 1) tokens of the view: only big
+        photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
+        size = torch.log2(count / COUNT_UNIT)
+        return self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
         mean = cells.mean((1, 2), keepdim=True)
         spread = torch.sqrt(((cells - mean) ** 2).mean((1, 2), keepdim=True))
         tokens = cells.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((2, 4))
-        one, other = self.read(*self.normalised(tokens, mean, spread))
+        ones = torch.ones_like(tokens[..., :1])
+        one, other = self.read(*self.normalised(tokens, mean, spread), ones * ones.sum((1, 2), keepdim=True))
         both = (one + other) / 2
         return both[..., :KIND_OUTPUTS], both[..., KIND_OUTPUTS:]
 
 
-class CellBlock(nn.Module):
-    """A ConvNeXt block over maps of cells, (views, rows, cols, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + self.mlp(self.norm(mixed))
-
-
-class TokenBlock(nn.Module):
-    """A transformer block over the tokens of views, (views, tokens, width): every token sees every other."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = width // HEAD_WIDTH
-        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + F.dropout(self.out(seen), DROPOUT, self.training)
-        return x + F.dropout(self.mlp(self.before_mlp(x)), DROPOUT, self.training)
-
-
 class Quality(nn.Module):
-    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, 1) scores, 1..5."""
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, 1) scores, 1..5.
+
+    All it knows of a view is the mean and spread of each channel over its cells. A few strongly dropped-out networks
+    and a ridge regression read that, and their answers are averaged: the networks rank photos like those of the
+    training best, the ridge is steadier on others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("cell_mean", torch.zeros(CELL_CHANNELS))
-        self.register_buffer("cell_std", torch.ones(CELL_CHANNELS))
-        self.from_cells = nn.Linear(CELL_CHANNELS, CELL_WIDTH)
-        self.from_summary = nn.Linear(2 * CELL_CHANNELS, CELL_WIDTH, bias=False)
-        self.cell_blocks = nn.Sequential(*(CellBlock(CELL_WIDTH) for _ in range(CELL_BLOCKS)))
-        self.merge = nn.Linear(CELLS_PER_SIDE**2 * CELL_WIDTH, TOKEN_WIDTH)
-        self.token_blocks = nn.Sequential(*(TokenBlock(TOKEN_WIDTH) for _ in range(TOKEN_BLOCKS)))
-        self.norm = nn.LayerNorm(TOKEN_WIDTH)
-        self.pool = nn.Linear(TOKEN_WIDTH, 1)
-        self.score = nn.Sequential(
-            nn.Linear(2 * TOKEN_WIDTH, TOKEN_WIDTH), nn.GELU(), nn.Dropout(2 * DROPOUT), nn.Linear(TOKEN_WIDTH, 1)
+        self.register_buffer("mean", torch.zeros(2 * CELL_CHANNELS))
+        self.register_buffer("std", torch.ones(2 * CELL_CHANNELS))
+        self.networks = nn.ModuleList(self.network() for _ in range(QUALITY_NETWORKS))
+        self.ridge = nn.Linear(2 * CELL_CHANNELS, 1)
+
+    @staticmethod
+    def network() -> nn.Sequential:
+        first, second = QUALITY_WIDTHS
+        return nn.Sequential(
+            nn.Dropout(QUALITY_INPUT_DROPOUT),
+            nn.Linear(2 * CELL_CHANNELS, first),
+            nn.GELU(),
+            nn.Dropout(QUALITY_DROPOUT),
+            nn.Linear(first, second),
+            nn.GELU(),
+            nn.Dropout(QUALITY_DROPOUT),
+            nn.Linear(second, 1),
         )
 
+    def normalised(self, summary: Tensor) -> Tensor:
+        """(views, 2 * CELL_CHANNELS), as of `summary`, in standard deviations of all photos."""
+        return ((summary - self.mean) / self.std).clamp(-SUMMARY_CLIP, SUMMARY_CLIP)
+
     def forward(self, cells: Tensor) -> Tensor:
-        views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
-        x = ((cells - self.cell_mean) / self.cell_std).clamp(-CLIP, CLIP)
-        mean = x.mean((1, 2))
-        spread = torch.sqrt(((x - mean[:, None, None]) ** 2).mean((1, 2)) + 1e-6)
-        summary = self.from_summary(torch.cat((mean, spread), 1))
-        x = self.cell_blocks(F.gelu(self.from_cells(x) + summary[:, None, None]))
-        x = x.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_WIDTH).permute(0, 1, 3, 2, 4, 5)
-        x = self.merge(x.reshape(views, rows * cols, CELLS_PER_SIDE**2 * CELL_WIDTH))
-        x = self.norm(self.token_blocks(x))
-        score: Tensor = 3 + self.score(torch.cat((x.mean(1), (self.pool(x).softmax(1) * x).sum(1)), -1))
+        x = self.normalised(summary(cells))
+        votes = torch.stack([network(x) for network in self.networks]).mean(0)
+        score: Tensor = SCORE_CENTRE + (1 - RIDGE_SHARE) * votes + RIDGE_SHARE * self.ridge(x)
         return score
+
+
+def summary(cells: Tensor) -> Tensor:
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, 2 * CELL_CHANNELS): their mean, their spread."""
+    mean = cells.mean((1, 2))
+    return torch.cat((mean, torch.sqrt(((cells - mean[:, None, None]) ** 2).mean((1, 2)) + 1e-6)), 1)
 
 
 class Perception(nn.Module):
@@ -227,23 +220,22 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """A view's evidence as inputs of the projector: (tokens, READING), each token's own, and (VIEW_READING,): the
     proposals and the score.
 
-    Every token also carries one number of one proposal's box, and which (its place in raster order modulo SLOTS): to
-    say a coordinate the decoder then only has to look up its slot.
+    Every token also carries one number of the view as a whole, and which (its place in raster order modulo SLOTS): to
+    say a coordinate, a level or a score the decoder then only has to look up its slot.
     """
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kinds[..., :1]
     odds = (evidence.log_odds() / CLIP).clamp(-1, 1)[..., None]
     own = torch.cat((kinds, damaged * levels, odds), -1).flatten(0, 1)
     found = proposals(evidence)
+    strength = torch.tanh(found.strengths.clamp(min=0) / STRENGTH_UNIT)
+    score = ((evidence.score - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
+    places = torch.cat((found.boxes, strength[:, None], found.level[:, None]), 1)
+    numbers = bumps(torch.cat((places.flatten(), score)), NUMBER_BINS)
     slots = torch.arange(SLOTS, device=own.device)
     slot = torch.remainder(torch.arange(own.shape[0], device=own.device), SLOTS)
-    numbers = bumps(found.boxes.flatten()[slot], BOX_BINS)
-    reading = torch.cat((own, (slot[:, None] == slots).to(own.dtype), numbers), 1)
-    strength = bumps(torch.tanh(found.strengths.clamp(min=0) / STRENGTH_UNIT), STRENGTH_BINS)
-    boxes = bumps(found.boxes.flatten(), BOX_BINS).reshape(PROPOSALS, 4 * BOX_BINS)
-    places = torch.cat((boxes, found.kinds, found.levels, strength), 1).flatten()
-    score = bumps((evidence.score - SCORE_MIN) / (SCORE_MAX - SCORE_MIN), SCORE_BINS).flatten()
-    return reading, torch.cat((places, score))
+    reading = torch.cat((own, (slot[:, None] == slots).to(own.dtype), numbers[slot]), 1)
+    return reading, torch.cat((numbers.flatten(), found.kinds.flatten(), found.levels.flatten()))
 
 
 def bumps(values: Tensor, bins: int) -> Tensor:
@@ -296,7 +288,7 @@ class NanoVisual(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.perception.quality.from_cells.weight.dtype
+        return self.projector.from_reading.weight.dtype
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(1, 3, h, w) normalised pixels -> (h/64 * w/64, hidden), raster order."""
