@@ -1,4 +1,4 @@
-// For every processor of the kind that the compiler aims at (SSE2; NEON, which is written and not yet compiled).
+// For every processor of the kind that the compiler aims at (SSE2; NEON).
 #include "passes.inl"
 
 namespace qcheck {

@@ -1,7 +1,9 @@
 """The tile kernel against Pillow and NumPy, bit for bit; a failure names the first bad coordinate."""
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,34 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from oracle import Corners, patched, photo, planar, random_box
 
 from qcheck import _kernels
 from qcheck._kernels import processors, render
 from qcheck.tiles import normalise_table
 
-Corners = tuple[int, int, int, int]
 Patches = tuple[int, int, int]
 BYTES = np.tile(np.arange(256, dtype=np.float32), (3, 1))  # a table that changes nothing
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-def resized(image: NDArray[np.uint8], box: Corners, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(image).crop(box).resize(size, Image.Resampling.BICUBIC))
-
-
-def planar(image: NDArray[np.uint8], box: Corners, size: tuple[int, int], table: NDArray[Any]) -> NDArray[Any]:
-    pixels = resized(image, box, size)
-    return np.stack([table[channel][pixels[:, :, channel]] for channel in range(3)])
-
-
-def patched(planes: NDArray[Any], side: int, merge: int, repeats: int) -> NDArray[Any]:
-    """Qwen2-VL's order, the way its processor gets there: repeat along time, cut, move the axes, flatten."""
-    _, height, width = planes.shape
-    rows, cols = height // side, width // side
-    cut = np.broadcast_to(planes, (repeats, *planes.shape))
-    cut = cut.reshape(1, repeats, 3, rows // merge, merge, side, cols // merge, merge, side)
-    return cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(rows * cols, 3 * repeats * side * side)
 
 
 def assert_same(got: NDArray[Any], want: NDArray[Any], about: str = "") -> None:
@@ -47,22 +33,6 @@ def assert_same(got: NDArray[Any], want: NDArray[Any], about: str = "") -> None:
     if len(bad):
         at = tuple(int(i) for i in bad[0])
         pytest.fail(f"{about}: {len(bad)} of {got.size} differ, first at {at}: {got[at]!r}, want {want[at]!r}")
-
-
-def photo(height: int, width: int, seed: int = 0, kind: int = 0) -> NDArray[np.uint8]:
-    """Noise, black and white (where weights overshoot most), or a gradient."""
-    rng = np.random.default_rng(seed)
-    if kind == 1:
-        return (rng.integers(0, 2, (height, width, 3)) * 255).astype(np.uint8)
-    if kind == 2:
-        ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
-        return ramp.astype(np.uint8)
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def random_box(rng: np.random.Generator, width: int, height: int) -> Corners:
-    x1, y1 = int(rng.integers(0, width)), int(rng.integers(0, height))
-    return x1, y1, int(rng.integers(x1 + 1, width + 1)), int(rng.integers(y1 + 1, height + 1))
 
 
 @pytest.mark.parametrize("processor", processors())

@@ -1,0 +1,43 @@
+"""The tile kernel's oracle: Pillow and NumPy, the slow and plain way; and pictures to try it on."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Corners = tuple[int, int, int, int]
+
+
+def resized(image: NDArray[np.uint8], box: Corners, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).crop(box).resize(size, Image.Resampling.BICUBIC))
+
+
+def planar(image: NDArray[np.uint8], box: Corners, size: tuple[int, int], table: NDArray[Any]) -> NDArray[Any]:
+    pixels = resized(image, box, size)
+    return np.stack([table[channel][pixels[:, :, channel]] for channel in range(3)])
+
+
+def patched(planes: NDArray[Any], side: int, merge: int, repeats: int) -> NDArray[Any]:
+    """Qwen2-VL's order, the way its processor gets there: repeat along time, cut, move the axes, flatten."""
+    _, height, width = planes.shape
+    rows, cols = height // side, width // side
+    cut = np.broadcast_to(planes, (repeats, *planes.shape))
+    cut = cut.reshape(1, repeats, 3, rows // merge, merge, side, cols // merge, merge, side)
+    return cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(rows * cols, 3 * repeats * side * side)
+
+
+def photo(height: int, width: int, seed: int = 0, kind: int = 0) -> NDArray[np.uint8]:
+    """Noise, black and white (where weights overshoot most), or a gradient."""
+    rng = np.random.default_rng(seed)
+    if kind == 1:
+        return (rng.integers(0, 2, (height, width, 3)) * 255).astype(np.uint8)
+    if kind == 2:
+        ramp = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
+        return ramp.astype(np.uint8)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_box(rng: np.random.Generator, width: int, height: int) -> Corners:
+    x1, y1 = int(rng.integers(0, width)), int(rng.integers(0, height))
+    return x1, y1, int(rng.integers(x1 + 1, width + 1)), int(rng.integers(y1 + 1, height + 1))
