@@ -15,6 +15,9 @@
 #include <vector>
 
 #include "tiles.hpp"
+#if defined(QCHECK_CUDA)
+#include "tiles_cuda.hpp"
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -31,13 +34,15 @@ constexpr std::int64_t MOST_VALUES = std::int64_t{1} << 34;  // of the result
 
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(("render: " + message).c_str()); }
 
-std::string shape_of(const Any& array) {
+template <class Array>
+std::string shape_of(const Array& array) {
   std::string text = "(";
   for (std::size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
   return text + ")";
 }
 
-qcheck::Image checked_image(const Any& image) {
+template <class Array>
+qcheck::Image checked_image(const Array& image) {
   if (image.dtype() != nb::dtype<std::uint8_t>()) refuse("the image must be uint8");
   if (image.ndim() != 3 || image.shape(2) != qcheck::CHANNELS || image.size() == 0)
     refuse("the image must be (height, width, 3) and not empty, got " + shape_of(image));
@@ -88,20 +93,35 @@ qcheck::Patches checked_patches(const PatchSpec& spec, const std::vector<qcheck:
   return {static_cast<int>(side), static_cast<int>(merge), static_cast<int>(repeats)};
 }
 
+/// Where each tile's values begin, and after the last their number.
+std::vector<std::int64_t> starts_of(const std::vector<qcheck::Tile>& tiles,
+                                    const std::optional<qcheck::Patches>& patches) {
+  std::vector<std::int64_t> starts{0};
+  for (const auto& tile : tiles) {
+    const std::int64_t pixels = static_cast<std::int64_t>(tile.out_width) * tile.out_height;
+    starts.push_back(starts.back() + qcheck::CHANNELS * pixels * (patches ? patches->repeats : 1));
+    if (starts.back() > MOST_VALUES) refuse("the result would be too large");
+  }
+  return starts;
+}
+
+std::vector<std::size_t> shape_of_result(const std::vector<qcheck::Tile>& tiles,
+                                         const std::optional<qcheck::Patches>& patches, std::int64_t total) {
+  if (patches) {
+    const std::int64_t one = qcheck::CHANNELS * patches->repeats * patches->side * patches->side;
+    return {static_cast<std::size_t>(total / one), static_cast<std::size_t>(one)};
+  }
+  return {tiles.size(), qcheck::CHANNELS, static_cast<std::size_t>(tiles[0].out_height),
+          static_cast<std::size_t>(tiles[0].out_width)};
+}
+
 template <class Value>
 nb::object rendered(const qcheck::Passes& passes, const qcheck::Image& image, const std::vector<qcheck::Tile>& tiles,
                     const Any& table, const std::optional<qcheck::Patches>& patches, int threads) {
-  std::int64_t total = 0;
-  std::vector<std::int64_t> starts;
-  for (const auto& tile : tiles) {
-    starts.push_back(total);
-    total += static_cast<std::int64_t>(qcheck::CHANNELS) * tile.out_width * tile.out_height *
-             (patches ? patches->repeats : 1);
-    if (total > MOST_VALUES) refuse("the result would be too large");
-  }
-  std::unique_ptr<Value[]> values(new Value[total]);
+  const auto starts = starts_of(tiles, patches);
+  std::unique_ptr<Value[]> values(new Value[starts.back()]);
   std::vector<Value*> out;
-  for (const auto start : starts) out.push_back(values.get() + start);
+  for (std::size_t i = 0; i < tiles.size(); ++i) out.push_back(values.get() + starts[i]);
   {
     nb::gil_scoped_release release;
     qcheck::render<Value>(passes, image, tiles, static_cast<const Value*>(table.data()),
@@ -110,31 +130,39 @@ nb::object rendered(const qcheck::Passes& passes, const qcheck::Image& image, co
   }
   nb::capsule owner(values.get(), [](void* data) noexcept { delete[] static_cast<Value*>(data); });
   Value* const data = values.release();
-  std::vector<std::size_t> shape;
-  if (patches) {
-    const std::int64_t one = qcheck::CHANNELS * patches->repeats * patches->side * patches->side;
-    shape = {static_cast<std::size_t>(total / one), static_cast<std::size_t>(one)};
-  } else {
-    shape = {tiles.size(), qcheck::CHANNELS, static_cast<std::size_t>(tiles[0].out_height),
-             static_cast<std::size_t>(tiles[0].out_width)};
-  }
+  const auto shape = shape_of_result(tiles, patches, starts.back());
   return nb::cast(nb::ndarray<nb::numpy>(data, shape.size(), shape.data(), owner, nullptr, table.dtype()));
+}
+
+/// What is asked for, checked.
+struct Request {
+  qcheck::Image image;
+  std::vector<qcheck::Tile> tiles;
+  std::optional<qcheck::Patches> patches;
+  bool half;
+};
+
+template <class Array>
+Request checked(const Array& image, const std::vector<Corners>& boxes, const std::vector<Size>& sizes, const Any& table,
+                const std::optional<PatchSpec>& patches) {
+  Request request{checked_image(image), {}, {}, false};
+  request.tiles = checked_tiles(request.image, boxes, sizes);
+  request.half =
+      table.dtype() == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+  if (!request.half && table.dtype() != nb::dtype<float>()) refuse("the table must be float32 or float16");
+  if (table.ndim() != 2 || table.shape(0) != qcheck::CHANNELS || table.shape(1) != 256 || table.stride(1) != 1 ||
+      table.stride(0) != 256)
+    refuse("the table must be (3, 256) and contiguous, got " + shape_of(table));
+  if (patches) request.patches = checked_patches(*patches, request.tiles);
+  for (const auto& tile : request.tiles)
+    if (!patches && (tile.out_width != request.tiles[0].out_width || tile.out_height != request.tiles[0].out_height))
+      refuse("without patches, all tiles must be of one size");
+  return request;
 }
 
 nb::object render(const Any& image, const std::vector<Corners>& boxes, const std::vector<Size>& sizes, const Any& table,
                   const std::optional<PatchSpec>& patches, int threads, const std::string& processor) {
-  const auto source = checked_image(image);
-  const auto tiles = checked_tiles(source, boxes, sizes);
-  const bool half = table.dtype() == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
-  if (!half && table.dtype() != nb::dtype<float>()) refuse("the table must be float32 or float16");
-  if (table.ndim() != 2 || table.shape(0) != qcheck::CHANNELS || table.shape(1) != 256 || table.stride(1) != 1 ||
-      table.stride(0) != 256)
-    refuse("the table must be (3, 256) and contiguous, got " + shape_of(table));
-  std::optional<qcheck::Patches> layout;
-  if (patches) layout = checked_patches(*patches, tiles);
-  for (const auto& tile : tiles)
-    if (!layout && (tile.out_width != tiles[0].out_width || tile.out_height != tiles[0].out_height))
-      refuse("without patches, all tiles must be of one size");
+  const auto [source, tiles, layout, half] = checked(image, boxes, sizes, table, patches);
   if (threads < 1 || threads > 256) refuse("threads must be 1..256");
   for (const auto* passes : qcheck::usable_passes())
     if (processor.empty() || processor == passes->name)
@@ -142,6 +170,42 @@ nb::object render(const Any& image, const std::vector<Corners>& boxes, const std
                   : rendered<float>(*passes, source, tiles, table, layout, threads);
   refuse("this processor has no " + processor);
 }
+
+#if defined(QCHECK_CUDA)
+using OnGpu = nb::ndarray<nb::ro, nb::device::cuda>;
+using IntoGpu = nb::ndarray<nb::device::cuda>;
+
+nb::object render_cuda(const OnGpu& image, const std::vector<Corners>& boxes, const std::vector<Size>& sizes,
+                       const Any& table, const std::optional<PatchSpec>& patches, const std::optional<IntoGpu>& out,
+                       std::uintptr_t stream) {
+  const auto [source, tiles, layout, half] = checked(image, boxes, sizes, table, patches);
+  const auto total = starts_of(tiles, layout).back();
+  const auto shape = shape_of_result(tiles, layout, total);
+  if (out) {
+    bool fits = out->dtype() == table.dtype() && out->ndim() == shape.size() && out->device_id() == image.device_id();
+    std::int64_t step = 1;
+    for (std::size_t i = shape.size(); fits && i-- > 0; step *= static_cast<std::int64_t>(shape[i]))
+      fits = out->shape(i) == shape[i] && (shape[i] == 1 || out->stride(i) == step);
+    if (!fits) refuse("out must be contiguous, of the result's shape and the table's dtype, on the image's device");
+  }
+  const qcheck::cuda::OnDevice device(image.device_id());
+  void* const values = out ? out->data() : qcheck::cuda::allocate(total * (half ? 2 : 4), stream);
+  // Freed as CUDA does it, after all work of the device: the stream may be gone by then.
+  nb::object owner = out ? nb::cast(*out) : nb::capsule(values, [](void* data) noexcept { qcheck::cuda::release(data); });
+  const auto how = layout ? qcheck::Layout::patches : qcheck::Layout::planar;
+  {
+    nb::gil_scoped_release release;
+    if (half)
+      qcheck::cuda::render(source, tiles, static_cast<const std::uint16_t*>(table.data()), how,
+                           layout.value_or(qcheck::Patches{}), static_cast<std::uint16_t*>(values), stream);
+    else
+      qcheck::cuda::render(source, tiles, static_cast<const float*>(table.data()), how,
+                           layout.value_or(qcheck::Patches{}), static_cast<float*>(values), stream);
+  }
+  return nb::cast(nb::ndarray<nb::array_api>(values, shape.size(), shape.data(), owner, nullptr, table.dtype(),
+                                             nb::device::cuda::value, image.device_id()));
+}
+#endif
 
 }  // namespace
 
@@ -153,4 +217,11 @@ NB_MODULE(_kernels, module) {
     for (const auto* passes : qcheck::usable_passes()) names.emplace_back(passes->name);
     return names;
   });
+#if defined(QCHECK_CUDA)
+  module.def("render_cuda", &render_cuda, "image"_a, "boxes"_a, "sizes"_a, "table"_a, "patches"_a = nb::none(),
+             "out"_a = nb::none(), "stream"_a = 0, "See _kernels.pyi.");
+  module.def("cuda_devices", &qcheck::cuda::devices);
+#else
+  module.def("cuda_devices", [] { return 0; });
+#endif
 }

@@ -43,11 +43,10 @@ struct Plan {
         y(bicubic_axis(tile.height, tile.out_height)),
         across(x),
         along(y),
-        along_first(!x.identity && tile.out_height < tile.height &&
-                    tile.height - tile.out_height > 2 * (static_cast<long>(tile.width) - tile.out_width)) {}
+        along_first(along_goes_first(tile)) {}
   Axis x, y;
   Pairs across, along;
-  bool along_first;  // Pillow's rule, since its version 13; it matters because each pass rounds to bytes
+  bool along_first;
 };
 
 /// Writes finished lines of bytes where they belong, as values.
@@ -174,9 +173,14 @@ void tall_band(const Passes& passes, const Image& image, const Tile& tile, const
 
 }  // namespace
 
+bool along_goes_first(const Tile& tile) {
+  return tile.width != tile.out_width && tile.out_height < tile.height &&
+         tile.height - tile.out_height > 2 * (static_cast<long>(tile.width) - tile.out_width);
+}
+
 template <class Value>
-void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table, Layout layout, const Patches& patches,
-            Value* const* out, int threads) {
+void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table,
+            Layout layout, const Patches& patches, Value* const* out, int threads) {
   struct Task {
     std::size_t tile;
     int begin, end;
@@ -220,9 +224,9 @@ void render(const Passes& passes, const Image& image, const std::vector<Tile>& t
   if (failure) std::rethrow_exception(failure);
 }
 
-template void render<float>(const Passes&, const Image&, const std::vector<Tile>&, const float*, Layout, const Patches&, float* const*,
-                            int);
-template void render<std::uint16_t>(const Passes&, const Image&, const std::vector<Tile>&, const std::uint16_t*, Layout, const Patches&,
-                                    std::uint16_t* const*, int);
+template void render<float>(const Passes&, const Image&, const std::vector<Tile>&, const float*, Layout,
+                            const Patches&, float* const*, int);
+template void render<std::uint16_t>(const Passes&, const Image&, const std::vector<Tile>&, const std::uint16_t*,
+                                    Layout, const Patches&, std::uint16_t* const*, int);
 
 }  // namespace qcheck

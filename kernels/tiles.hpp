@@ -27,9 +27,13 @@ struct Patches {
   int side = 1, merge = 1, repeats = 1;  // repeats: of a still picture along time
 };
 
+/// Whether the pass along the height goes first: Pillow's rule since its version 13. It matters, because each pass rounds
+/// to bytes.
+bool along_goes_first(const Tile& tile);
+
 /// Fills `out[i]` with tile i, each value `table[channel][byte]`; Value is float or the bits of a half.
 template <class Value>
-void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table, Layout layout, const Patches& patches,
-            Value* const* out, int threads);
+void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table,
+            Layout layout, const Patches& patches, Value* const* out, int threads);
 
 }  // namespace qcheck

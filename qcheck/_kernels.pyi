@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +30,23 @@ def render(
 
 def processors() -> list[str]:
     """What this build can run on this machine, the fastest first."""
+
+def render_cuda(
+    image: Any,
+    boxes: Sequence[tuple[int, int, int, int]],
+    sizes: Sequence[tuple[int, int]],
+    table: NDArray[Value],
+    patches: tuple[int, int, int] | None = None,
+    out: Any = None,
+    stream: int = 0,
+) -> Any:
+    """As `render`, the same bits, on the GPU where `image` lies, all tiles in one launch. Only in builds with
+    `-Ccmake.define.QCHECK_CUDA=ON`.
+
+    `image`, `out`: anything with `__dlpack__` (torch, CuPy, an ONNX Runtime OrtValue); the result is `out`'s memory or
+    new, and has `__dlpack__`. `table` is NumPy's. `stream`: a cudaStream_t, on which the work is queued; the result is
+    there when the stream is done. RuntimeError with CUDA's own words where CUDA fails.
+    """
+
+def cuda_devices() -> int:
+    """How many GPUs this build can use now; 0 without a driver, or if it was built without CUDA."""

@@ -1,4 +1,5 @@
-// Runs the tile kernel over cases with known answers, without Python: for other processors, and under sanitizers.
+// Runs the tile kernels over cases with known answers, without Python: for other processors, and under sanitizers. The
+// kernel for GPUs runs here too, its blocks one after the other on the CPU ("fused").
 //
 //     parity CASES
 //
@@ -13,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "../fused.hpp"
+#include "../placement.hpp"
 #include "../tiles.hpp"
 
 namespace {
@@ -72,6 +75,29 @@ Case read_case(Reader& in) {
   return one;
 }
 
+/// A block of GPU threads, one thread after the other.
+struct SerialBlock {
+  template <class Function>
+  void each(Function function) {
+    for (int thread = 0; thread < qcheck::fused::THREADS; ++thread) function(thread, sums[thread]);
+  }
+  qcheck::fused::Sums sums[qcheck::fused::THREADS];
+};
+
+template <class Value>
+void render_fused(const qcheck::Image& image, const Case& one, const Value* table, Value* out) {
+  const qcheck::fused::Placement placement(one.tiles, one.patches);
+  const auto tiles = placement.placed(placement.numbers.data());
+  const qcheck::fused::Job<Value> job{image.data, one.bytes.data(), one.bytes.data() + one.bytes.size(),
+                                      image.stride, tiles.data(), placement.first_block.data(),
+                                      table, one.layout, one.patches, out};
+  for (int index = 0; index < placement.first_block.back(); ++index) {
+    qcheck::fused::Shared shared;
+    SerialBlock block;
+    qcheck::fused::Renderer<Value, SerialBlock>(job, index, shared, block).run();
+  }
+}
+
 /// Values that differ; Bits is what Value is made of.
 template <class Value, class Bits>
 long differing(Reader& in, const Case& one, int number) {
@@ -85,18 +111,24 @@ long differing(Reader& in, const Case& one, int number) {
   const auto want = in.values<Bits>(total);
   const qcheck::Image image{one.bytes.data(), one.stride, one.width, one.height};
   long bad = 0;
+  const auto compare = [&](const char* name, const std::vector<Value>& got) {
+    for (std::size_t i = 0; i < total; ++i) {
+      Bits bits;
+      std::memcpy(&bits, &got[i], sizeof bits);
+      if (bits == want[i]) continue;
+      if (!bad++) std::printf("%s: case %d differs first at value %zu of %zu\n", name, number, i, total);
+    }
+  };
   for (const auto* passes : qcheck::usable_passes()) {
     std::vector<Value> got(total);
     std::vector<Value*> out;
     for (const auto start : starts) out.push_back(got.data() + start);
     qcheck::render<Value>(*passes, image, one.tiles, table.data(), one.layout, one.patches, out.data(), one.threads);
-    for (std::size_t i = 0; i < total; ++i) {
-      Bits bits;
-      std::memcpy(&bits, &got[i], sizeof bits);
-      if (bits == want[i]) continue;
-      if (!bad++) std::printf("%s: case %d differs first at value %zu of %zu\n", passes->name, number, i, total);
-    }
+    compare(passes->name, got);
   }
+  std::vector<Value> got(total);
+  render_fused<Value>(image, one, table.data(), got.data());
+  compare("fused", got);
   return bad;
 }
 
@@ -113,6 +145,7 @@ int compare(const char* path) {
                              : differing<float, std::uint32_t>(in, one, i);
   }
   for (const auto* passes : qcheck::usable_passes()) std::printf("%s: %d cases\n", passes->name, count);
+  std::printf("fused: %d cases\n", count);
   std::printf("%ld values differ\n", bad);
   return bad ? 1 : 0;
 }
