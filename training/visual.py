@@ -36,6 +36,7 @@ COUNT_UNIT: Final = 144.0  # tokens
 PROPOSALS: Final = 3
 SCAN_BIAS: Final = 0.5  # log odds of damage that a token must exceed to enlarge a proposal; best on the dev split
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
+LEAST_DAMAGE: Final = 1e-6  # summed probability
 KIND_OUTPUTS: Final = 1 + len(KINDS)  # 0: clean
 LEVELS: Final = len(DEFECT_LEVELS)
 NUMBER_BINS: Final = 21
@@ -63,7 +64,8 @@ class Evidence(NamedTuple):
 
 class Proposals(NamedTuple):
     """The most suspicious places of a view. `boxes`: (PROPOSALS, 4) x1, y1, x2, y2, 0..1 of the view; `strengths`:
-    (PROPOSALS,) summed log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside."""
+    (PROPOSALS,) summed log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside, those of levels weighted
+    by how damaged each token is: a clean one knows no level."""
 
     boxes: Tensor
     strengths: Tensor
@@ -258,6 +260,7 @@ def proposals(evidence: Evidence) -> Proposals:
     valid = (y[:, None] < y)[:, :, None, None] & (x[:, None] < x)
     boxes, strengths, kinds, levels = [], [], [], []
     kind, level = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
+    damaged = 1 - kind[..., 0]
     for _ in range(PROPOSALS):
         total = F.pad(odds.cumsum(0).cumsum(1), (1, 0, 1, 0))
         strips = total[None] - total[:, None]  # y1, y2, x
@@ -268,10 +271,11 @@ def proposals(evidence: Evidence) -> Proposals:
         y2, y1 = torch.remainder(rest, high), torch.div(rest, high, rounding_mode="floor")
         inside = ((y[:-1] >= y1) & (y[:-1] < y2))[:, None] & ((x[:-1] >= x1) & (x[:-1] < x2))
         share = inside[..., None] / inside.sum()
+        weight = (inside * damaged)[..., None] / (inside * damaged).sum().clamp(min=LEAST_DAMAGE)
         boxes.append(torch.stack((x1 / cols, y1 / rows, x2 / cols, y2 / rows)))
         strengths.append(strength)
         kinds.append((kind * share).sum((0, 1)))
-        levels.append((level * share).sum((0, 1)))
+        levels.append((level * weight).sum((0, 1)))
         odds = torch.where(inside, LEAST, odds)
     return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels)))
 
