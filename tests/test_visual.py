@@ -273,31 +273,6 @@ def test_a_fold_is_left_out_of_the_scores(tmp_path: Path) -> None:
     assert len(known.without(None)[1]) == 5
 
 
-def test_a_crop_is_scored_as_a_photo_of_its_own() -> None:
-    from degradations import CLEAN_SCORE, score_drop
-
-    sample = {"defects": [{"kind": "noise", "level": 3, "box": [100, 100, 200, 200]}]}
-    for box, share in (([100, 100, 200, 200], 1.0), ([150, 0, 250, 200], 0.25), ([195, 195, 245, 245], 0.01)):
-        assert samples.view_score(sample, {"box": box}) == pytest.approx(CLEAN_SCORE - score_drop(3, share))
-    for box in ([200, 100, 300, 200], [0, 0, 100, 300]):
-        assert samples.view_score(sample, {"box": box}) == CLEAN_SCORE
-
-
-def test_crops_teach_scores_but_not_those_of_mosaics(tmp_path: Path) -> None:
-    views = [
-        ({"role": "global", "box": [0, 0, 400, 400]}, random_view(4, 4, 1)),
-        ({"role": "aim0", "box": [0, 0, 100, 100]}, random_view(2, 2, 2)),
-    ]
-    defects = [{"kind": "noise", "level": 5, "box": [0, 0, 100, 100]}]
-    known = [{"split": "train", "name": name, "score": 2.5, "defects": defects} for name in ("a.jpg", samples.MOSAIC)]
-    stored(tmp_path, "aimed-0", [(sample, views) for sample in known])
-    items = samples.Samples(tmp_path, "aimed").items
-    learned = perceive.Summaries({kind: items if kind == "aimed" else [] for kind in perceive.SCORED})
-    assert_allclose(learned.scores, [2.5, samples.view_score(known[0], views[1][0]), 2.5])
-    whole = perceive.SCORED["aimed"]
-    assert_allclose(learned.weights, [whole, perceive.CROP_WEIGHT * whole, whole])
-
-
 def test_the_ridge_is_the_textbook_one() -> None:
     rng = np.random.default_rng(3)
     x, y, w = rng.normal(size=(50, 4)), rng.normal(size=50), rng.uniform(0.5, 2, 50)

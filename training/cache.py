@@ -28,7 +28,6 @@ from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from numpy.typing import NDArray
 from photos import Rated, Source, Split, pristine_photos, rated_photos
 from PIL import Image, ImageEnhance, ImageFilter
-from samples import MOSAIC
 
 from qcheck.tiles import Box, View, ViewSpec, crop_box, normalise_table, planar, view_of, whole
 
@@ -291,7 +290,7 @@ def local_samples(
 ) -> Iterator[tuple[dict[str, Any], Views]]:
     for _ in range(count):
         if rng.random() < MOSAIC_SHARE:
-            yield local_sample(look, "train", MOSAIC, mosaic(rated, rng), rng, eyes)
+            yield local_sample(look, "train", "mosaic", mosaic(rated, rng), rng, eyes)
         else:
             source, pixels = clean[int(rng.integers(len(clean)))]
             yield local_sample(look, source.split, source.path.name, pixels, rng, eyes)

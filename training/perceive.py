@@ -3,7 +3,7 @@
     python training/perceive.py --cache CACHE --out RUN
 
 Two lessons, neither through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
-suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of views. Both are
+suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. Both are
 written to RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
 
 For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which never saw that fold: look.py reads
@@ -23,7 +23,7 @@ import torch
 from cells import CELL_CHANNELS
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
-from samples import MOSAIC, Item, Samples, damages, eyes_file, read, token_truth, tokens_of, view_score
+from samples import Item, Samples, damages, eyes_file, read, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -37,9 +37,9 @@ DAMAGED_TOKENS: Final = 24  # at most, of one view
 CLEAN_TOKENS: Final = {"global": 24}  # the same; views that are not global: half of it
 TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 1.5
-# Kinds of sample whose views teach the score, and what each weighs.
-SCORED: Final = {"rated": 1.0, "patched": 0.5, "whole": 0.5, "local": 0.5, "aimed": 0.5}
-CROP_WEIGHT: Final = 0.5  # of a crop against its photo
+# Kinds of sample whose views teach the score, and what each weighs. Every proxy score that is learned beside them makes
+# rated photos rank worse; local damage is Damage's to judge.
+SCORED: Final = {"rated": 1.0, "whole": 0.2}
 QUALITY_BATCH: Final = 256
 QUALITY_DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 2000.0
@@ -121,20 +121,17 @@ def finite(loss: Tensor, step: int) -> None:
 
 
 class Summaries:
-    """Views and their scores, a crop's as if it were a photo. `summaries`: (n, 2 * CELL_CHANNELS) as of
-    visual.summary; `scores`, `weights`: (n,); `folds`: of each."""
+    """Whole views and their scores. `summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`, `weights`:
+    (n,); `folds`: of each."""
 
     def __init__(self, items: dict[str, list[Item]]) -> None:
         summaries, scores, weights, self.folds = [], [], [], list[str]()
         for kind, weight in SCORED.items():
             for item in items[kind]:
-                for index, view in enumerate(item[0]["views"]):
-                    whole = view["role"] == "global"
-                    if item[0].get("name") == MOSAIC and not whole:
-                        continue  # its tiles were rated, but not as clean
+                for index in range(len(item[0]["views"])):
                     summaries.append(summary(torch.from_numpy(read(item, index).astype(np.float32))[None])[0])
-                    scores.append(item[0]["score"] if whole else view_score(item[0], view))
-                    weights.append(weight if whole else CROP_WEIGHT * weight)
+                    scores.append(item[0]["score"])
+                    weights.append(weight)
                     self.folds.append(item[0]["fold"])
         self.summaries, self.scores, self.weights = torch.stack(summaries), torch.tensor(scores), torch.tensor(weights)
 
@@ -240,7 +237,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--damage-steps", type=int, default=600)
-    parser.add_argument("--quality-epochs", type=int, default=12)
+    parser.add_argument("--quality-epochs", type=int, default=15)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from cells import CELL_CHANNELS, CellStore
-from degradations import CLEAN_SCORE, KINDS, Damage, damaged_score
+from degradations import KINDS, Damage
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 
@@ -15,8 +15,6 @@ UNKNOWN: Final = -100  # what cross-entropy leaves out
 TOKEN_FILLED: Final = 0.4  # a token filled this much by a damage is damaged
 TOKEN_TOUCHED: Final = 0.08
 DAMAGE_INSIDE: Final = 0.3  # so is one that holds this much of a damage
-
-MOSAIC: Final = "mosaic"  # the name of what is made of many photos
 
 Sample = dict[str, Any]
 Item = tuple[Sample, NDArray[np.float16]]  # a sample and the mapped cells of its store
@@ -50,18 +48,6 @@ def read(item: Item, index: int) -> NDArray[np.float16]:
 
 def damages(sample: Sample) -> list[Damage]:
     return [Damage(d["kind"], d["level"], tuple(d["box"])) for d in sample.get("defects", ())]
-
-
-def view_score(sample: Sample, view: dict[str, Any]) -> float:
-    """What a view of a damaged photo would score as a photo by itself: by the damages it shows, at their size in it."""
-    box = Box(*view["box"])
-    shown = []
-    for found in damages(sample):
-        x1, x2 = (min(max(x, box.x1), box.x2) for x in found.box[::2])
-        y1, y2 = (min(max(y, box.y1), box.y2) for y in found.box[1::2])
-        if x1 < x2 and y1 < y2:
-            shown.append(Damage(found.kind, found.level, (x1, y1, x2, y2)))
-    return damaged_score(CLEAN_SCORE, shown, box.width, box.height)
 
 
 class TokenTruth(NamedTuple):
