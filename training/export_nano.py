@@ -40,7 +40,7 @@ from qcheck.contract import (
     present_name,
 )
 
-VERSION: Final = "0.2.0"
+VERSION: Final = "0.3.0"
 LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
 MAX_TOKENS: Final = 16384  # 64 probes of 196 image tokens and their turns
 OPSET: Final = 18
