@@ -1,18 +1,23 @@
 """From a photo's pixels to a model's input: the tile kernel against the common ways, on the same pixels.
 
-    python benchmarks/tiles.py [--rounds 7] [--megapixels 8 24 48]
+    python benchmarks/tiles.py [--rounds 7] [--megapixels 8 20 24 30 48] [--photos PHOTO...]
 
-Synthetic photos of each size; the global view (about 1 MP, Qwen2-VL's packed patches) and three crops of 896 px
-brought to 448. Rivals: transformers' PIL processor, Pillow + NumPy, OpenCV by area where it is installed (its bicubic
-has no antialias), torch's antialiased bicubic. Ways take turns within a round; medians. What bounds it: reading every
-pixel once, then the products of the pass across. Last, one JSON line; its ratios are transformers' PIL processor over
-ours at 24 MP, higher is better, and `mismatches` counts values in which ours differ from that processor's.
+Synthetic photos of each size, and the given ones; the global view (about 1 MP, Qwen2-VL's packed patches) and three
+crops of 896 px brought to 448; then all four tensors from a JPEG file (quality 92). Rivals: transformers' PIL
+processor, Pillow + NumPy, OpenCV by area where it is installed (its bicubic has no antialias), torch's antialiased
+bicubic. Ways take turns within a round; medians. GB/s: bytes of the boxes and of the result, over the time; `copy` is
+the share of what this machine copies in a second. What bounds it: reading every pixel once, then the products of the
+pass across. Last, one JSON line; its ratios are transformers' PIL processor over ours at 24 MP, higher is better, and
+`mismatches` counts values in which ours differ from that processor's.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,12 +25,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qcheck import _kernels
+from qcheck.photo import Photo
 from qcheck.tiles import ViewSpec, normalise_table, smart_resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIDE, MERGE, REPEATS = 14, 2, 2
 GLOBAL: Final = ViewSpec(SIDE * MERGE, 56 * 56, 1024 * 1024, 2.0)
 CROP, CROP_TO = 896, 448
+OURS: Final = ("ours, 1 thread", "ours, 2 threads")
+THEIRS: Final = "transformers' PIL processor"
 Pixels = NDArray[np.uint8]
 Job = tuple[list[tuple[int, int, int, int]], list[tuple[int, int]]]
 
@@ -123,48 +131,106 @@ def available(name: str, way: Callable[..., Any], pixels: Pixels, job: Job) -> b
     return True
 
 
+def copy_bandwidth(rounds: int) -> float:
+    """GB/s of one thread that copies memory: read and written bytes."""
+    source = np.ones(128 << 20, np.uint8)
+    target, times = np.empty_like(source), []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - started)
+    return 2 * source.nbytes / float(np.median(times)) / 1e9
+
+
+def medians_of(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """ms; the ways take turns."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            times[name].append(1000 * (time.perf_counter() - started))
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+def from_file(path: Path, rounds: int) -> tuple[dict[str, float], int]:
+    """From a JPEG to the global view's and three crops' tensors: ms of each way, and how many values differ."""
+    theirs, two = transformers_pil(), ours(2)
+
+    def ours_of() -> list[NDArray[np.float32]]:
+        pixels = Photo.open(path).pixels
+        return [two(pixels, job) for job in jobs(pixels).values()]
+
+    def pillow_of(way: Callable[[Pixels, Job], NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        return [way(pixels, job) for job in jobs(pixels).values()]
+
+    pairs = zip(ours_of(), pillow_of(theirs), strict=True)
+    differing = sum(int((a != b).sum()) if a.shape == b.shape else a.size for a, b in pairs)
+    ways: dict[str, Callable[[], Any]] = {
+        OURS[1]: ours_of,
+        THEIRS: lambda: pillow_of(theirs),
+        "Pillow + NumPy": lambda: pillow_of(pillow_numpy),
+    }
+    return medians_of(ways, rounds), differing
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--megapixels", type=float, nargs="+", default=[8, 24, 48])
+    parser.add_argument("--megapixels", type=float, nargs="*", default=[8, 20, 24, 30, 48])
+    parser.add_argument("--photos", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     ways: dict[str, Callable[[Pixels, Job], NDArray[np.float32]]] = {
-        "ours, 1 thread": ours(1),
-        "ours, 2 threads": ours(2),
-        "transformers' PIL processor": transformers_pil(),
+        OURS[0]: ours(1),
+        OURS[1]: ours(2),
+        THEIRS: transformers_pil(),
         "Pillow + NumPy": pillow_numpy,
         "OpenCV, area": opencv,
         "torch, 1 thread": torch_bicubic,
     }
-    print("processor:", _kernels.processors()[0])
+    bandwidth = copy_bandwidth(args.rounds)
+    print(f"processor: {_kernels.processors()[0]}; one thread copies {bandwidth:.1f} GB/s")
     row: dict[str, float] = {}
     mismatches = 0
-    for megapixels in args.megapixels:
-        pixels = photo(megapixels)
+    pictures: list[tuple[str, Callable[[], Pixels]]] = [(f"{m:g} MP", partial(photo, m)) for m in args.megapixels]
+    pictures += [(path.name[:12], partial(pixels_of, path)) for path in args.photos]
+    for label, make in pictures:
+        pixels = make()
         for task, job in jobs(pixels).items():
             used = {name: way for name, way in ways.items() if available(name, way, pixels, job)}
-            want, got = used["transformers' PIL processor"](pixels, job), used["ours, 2 threads"](pixels, job)
+            want, got = used[THEIRS](pixels, job), used[OURS[1]](pixels, job)
             # Another size than ours means that the processor chose another: then there is nothing to compare.
             mismatches += int((want != got).sum()) if want.shape == got.shape else want.size
-            times: dict[str, list[float]] = {name: [] for name in used}
-            for _ in range(args.rounds):
-                for name, way in used.items():
-                    started = time.perf_counter()
-                    way(pixels, job)
-                    times[name].append(1000 * (time.perf_counter() - started))
-            medians = {name: float(np.median(each)) for name, each in times.items()}
+            medians = medians_of({name: partial(way, pixels, job) for name, way in used.items()}, args.rounds)
             read = sum((x2 - x1) * (y2 - y1) * 3 for x1, y1, x2, y2 in job[0]) + got.nbytes
             for name, ms in medians.items():
-                ratio = medians["transformers' PIL processor"] / ms
-                print(f"{megapixels:4g} MP {task:6} {name:28} {ms:8.1f} ms {read / ms / 1e6:6.2f} GB/s {ratio:6.1f}x")
-            if megapixels == 24:
-                base = medians["transformers' PIL processor"]
-                row[f"{task}_1thread_x"] = base / medians["ours, 1 thread"]
-                row[f"{task}_2threads_x"] = base / medians["ours, 2 threads"]
-    print(json.dumps({**{k: round(v, 2) for k, v in row.items()}, "mismatches": mismatches}))
+                speed = read / ms / 1e6
+                print(
+                    f"{label:12} {task:6} {name:28} {ms:8.1f} ms {speed:6.2f} GB/s {speed / bandwidth:5.0%} copy "
+                    f"{medians[THEIRS] / ms:6.1f}x"
+                )
+            if label == "24 MP":
+                for threads, name in enumerate(OURS, 1):
+                    suffix = "1thread_x" if threads == 1 else "2threads_x"
+                    row[f"{task}_{suffix}"] = medians[THEIRS] / medians[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "24.jpg"
+        Image.fromarray(photo(24)).save(path, quality=92)
+        medians, differing = from_file(path, args.rounds)
+    for name, ms in medians.items():
+        print(f"{'24 MP':12} {'file':6} {name:28} {ms:8.1f} ms {medians[THEIRS] / ms:32.1f}x")
+    row["file_to_tensors_x"] = medians[THEIRS] / medians[OURS[1]]
+    if "crops_1thread_x" in row:
+        row["crops_x"] = row["crops_1thread_x"]
+    print(json.dumps({**{k: round(v, 2) for k, v in row.items()}, "mismatches": mismatches + differing}))
+
+
+def pixels_of(path: Path) -> Pixels:
+    return Photo.open(path).pixels
 
 
 if __name__ == "__main__":

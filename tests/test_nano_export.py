@@ -332,7 +332,6 @@ def test_int8_is_smaller_and_nearly_the_same(made: Made, talk: Talk) -> None:
     fp32, int8 = runs
     assert not np.array_equal(fp32, int8), "nothing was quantised"
     for a, b in zip(fp32, int8, strict=True):
-        print(np.corrcoef(a, b)[0, 1])
         assert np.corrcoef(a, b)[0, 1] > INT8_CORRELATION
 
 

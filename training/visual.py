@@ -159,10 +159,11 @@ class Quality(nn.Module):
         return ((summary - self.mean) / self.std).clamp(-SUMMARY_CLIP, SUMMARY_CLIP)
 
     def forward(self, cells: Tensor) -> Tensor:
-        x = self.normalised(summary(cells))
+        # With an axis more than it needs: linear maps of plain matrices are exported as Gemm, which is not quantised.
+        x = self.normalised(summary(cells))[:, None]
         votes = torch.stack([network(x) for network in self.networks]).mean(0)
         score: Tensor = SCORE_CENTRE + (1 - RIDGE_SHARE) * votes + RIDGE_SHARE * self.ridge(x)
-        return score
+        return score[:, 0]
 
 
 def summary(cells: Tensor) -> Tensor:
