@@ -122,6 +122,16 @@ class Renderer {
     return job.tiles[tile];
   }
 
+  /// Adds to `sum` what the samples [begin, begin + count) give to output `at` of an axis; `byte(i)`: of sample begin + i.
+  template <class Bytes>
+  QCHECK_ANYWHERE static void add(std::int32_t& sum, const Weights& axis, int at, int begin, int count, Bytes byte) {
+    const int first = axis.first[at], end = least(first + axis.taps, begin + count);
+    const auto* weight = axis.weights + static_cast<std::ptrdiff_t>(at) * axis.taps;
+    std::int32_t total = sum;
+    for (int k = most(first, begin); k < end; ++k) total += byte(k - begin) * weight[k - first];
+    sum = total;
+  }
+
   QCHECK_ANYWHERE void across_then_along() {
     for (int row = row_begin_; row < row_end_; row += ROWS) {
       const int rows = least(ROWS, row_end_ - row);
@@ -133,30 +143,13 @@ class Renderer {
           for (int i = 0; i < MINE; ++i) {
             const int at = thread + i * THREADS, line = at / LINE, x = at % LINE / CHANNELS, channel = at % CHANNELS;
             if (line >= rows || x >= width_) continue;
-            const int first = tile_.across.first[x_ + x];
-            const int begin = most(first, column), end = least(first + tile_.across.taps, column + columns);
-            const auto* weight = tile_.across.weights + static_cast<std::ptrdiff_t>(x_ + x) * tile_.across.taps;
-            const auto* byte = shared_.source + line * PITCH + shared_.shift[line] + channel;
-            std::int32_t sum = sums.part[i];
-            for (int k = begin; k < end; ++k) sum += byte[(k - column) * CHANNELS] * weight[k - first];
-            sums.part[i] = sum;
+            const auto* bytes = shared_.source + line * PITCH + shared_.shift[line] + channel;
+            add(sums.part[i], tile_.across, x_ + x, column, columns, [=](int k) { return bytes[k * CHANNELS]; });
           }
         });
       }
       round();
-      block_.each([&](int thread, Sums& sums) {
-        for (int i = 0; i < MINE; ++i) {
-          const Place place = place_of(thread, i);
-          if (place.x >= width_ || place.y >= height_) continue;
-          const int first = tile_.along.first[y_ + place.y];
-          const int begin = most(first, row), end = least(first + tile_.along.taps, row + rows);
-          const auto* weight = tile_.along.weights + static_cast<std::ptrdiff_t>(y_ + place.y) * tile_.along.taps;
-          const auto* byte = shared_.middle + place.x * CHANNELS + place.channel;
-          std::int32_t sum = sums.whole[i];
-          for (int k = begin; k < end; ++k) sum += byte[(k - row) * LINE] * weight[k - first];
-          sums.whole[i] = sum;
-        }
-      });
+      second(tile_.along, true, row, rows);
     }
   }
 
@@ -171,31 +164,29 @@ class Renderer {
           for (int i = 0; i < MINE; ++i) {
             const int at = thread + i * THREADS, y = at / LINE, byte_at = at % LINE;
             if (y >= height_ || byte_at >= columns * CHANNELS) continue;
-            const int first = tile_.along.first[y_ + y];
-            const int begin = most(first, row), end = least(first + tile_.along.taps, row + rows);
-            const auto* weight = tile_.along.weights + static_cast<std::ptrdiff_t>(y_ + y) * tile_.along.taps;
-            std::int32_t sum = sums.part[i];
-            for (int k = begin; k < end; ++k)
-              sum += shared_.source[(k - row) * PITCH + shared_.shift[k - row] + byte_at] * weight[k - first];
-            sums.part[i] = sum;
+            const Shared& shared = shared_;
+            add(sums.part[i], tile_.along, y_ + y, row, rows,
+                [&](int k) { return shared.source[k * PITCH + shared.shift[k] + byte_at]; });
           }
         });
       }
       round();
-      block_.each([&](int thread, Sums& sums) {
-        for (int i = 0; i < MINE; ++i) {
-          const Place place = place_of(thread, i);
-          if (place.x >= width_ || place.y >= height_) continue;
-          const int first = tile_.across.first[x_ + place.x];
-          const int begin = most(first, column), end = least(first + tile_.across.taps, column + columns);
-          const auto* weight = tile_.across.weights + static_cast<std::ptrdiff_t>(x_ + place.x) * tile_.across.taps;
-          const auto* byte = shared_.middle + place.y * LINE + place.channel;
-          std::int32_t sum = sums.whole[i];
-          for (int k = begin; k < end; ++k) sum += byte[(k - column) * CHANNELS] * weight[k - first];
-          sums.whole[i] = sum;
-        }
-      });
+      second(tile_.across, false, column, columns);
     }
+  }
+
+  /// The second pass over what the first has made of the samples [begin, begin + count) of its axis: lines of `middle` if
+  /// it goes down, pixels of a line if not.
+  QCHECK_ANYWHERE void second(const Weights& axis, bool down, int begin, int count) {
+    block_.each([&](int thread, Sums& sums) {
+      for (int i = 0; i < MINE; ++i) {
+        const Place place = place_of(thread, i);
+        if (place.x >= width_ || place.y >= height_) continue;
+        const auto* bytes = shared_.middle + (down ? place.x * CHANNELS : place.y * LINE) + place.channel;
+        const int step = down ? LINE : CHANNELS;
+        add(sums.whole[i], axis, down ? y_ + place.y : x_ + place.x, begin, count, [=](int k) { return bytes[k * step]; });
+      }
+    });
   }
 
   QCHECK_ANYWHERE void forget() {

@@ -26,6 +26,7 @@ Placement::Placement(const std::vector<Tile>& tiles, const Patches& patches) {
     return at;
   };
   std::int64_t blocks = 0;
+  std::size_t values = 0;  // before a tile's own
   first_block.push_back(0);
   for (const Tile& tile : tiles) {
     const Axis across = weighted(tile.width, tile.out_width), along = weighted(tile.height, tile.out_height);

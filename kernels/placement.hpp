@@ -17,7 +17,6 @@ class Placement {
 
   std::vector<std::int32_t> numbers;
   std::vector<int> first_block;  // of each tile, and their number after the last
-  std::size_t values = 0;        // of the result
 
  private:
   struct Offsets {

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,6 +26,16 @@ def patched(planes: NDArray[Any], side: int, merge: int, repeats: int) -> NDArra
     cut = np.broadcast_to(planes, (repeats, *planes.shape))
     cut = cut.reshape(1, repeats, 3, rows // merge, merge, side, cols // merge, merge, side)
     return cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(rows * cols, 3 * repeats * side * side)
+
+
+def assert_same(got: NDArray[Any], want: NDArray[Any], about: str = "") -> None:
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape, about
+    bits = np.dtype(f"u{want.dtype.itemsize}")
+    bad = np.argwhere(got.view(bits) != np.ascontiguousarray(want).view(bits))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        pytest.fail(f"{about}: {len(bad)} of {got.size} differ, first at {at}: {got[at]!r}, want {want[at]!r}")
 
 
 def photo(height: int, width: int, seed: int = 0, kind: int = 0) -> NDArray[np.uint8]:

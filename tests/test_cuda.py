@@ -10,8 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library
-from oracle import patched, photo, planar, random_box
-from test_kernels import assert_same
+from oracle import assert_same, patched, photo, planar, random_box
 
 from qcheck import _kernels
 from qcheck.tiles import normalise_table

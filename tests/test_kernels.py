@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from oracle import Corners, patched, photo, planar, random_box
+from oracle import Corners, assert_same, patched, photo, planar, random_box
 
 from qcheck import _kernels
 from qcheck._kernels import processors, render
@@ -23,16 +22,6 @@ from qcheck.tiles import normalise_table
 Patches = tuple[int, int, int]
 BYTES = np.tile(np.arange(256, dtype=np.float32), (3, 1))  # a table that changes nothing
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-def assert_same(got: NDArray[Any], want: NDArray[Any], about: str = "") -> None:
-    assert got.dtype == want.dtype
-    assert got.shape == want.shape, about
-    bits = np.dtype(f"u{want.dtype.itemsize}")
-    bad = np.argwhere(got.view(bits) != np.ascontiguousarray(want).view(bits))
-    if len(bad):
-        at = tuple(int(i) for i in bad[0])
-        pytest.fail(f"{about}: {len(bad)} of {got.size} differ, first at {at}: {got[at]!r}, want {want[at]!r}")
 
 
 @pytest.mark.parametrize("processor", processors())

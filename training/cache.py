@@ -197,7 +197,6 @@ def crop_targets(
         yield f"truth{index}", jittered(Box(*found.box), 0.1, width, height, rng)
     if damages and near:
         truth = Box(*damages[0].box)
-        shifted = Box(*truth.as_list())
         dx, dy = (int(rng.choice((-1, 1)) * rng.uniform(0.3, 0.8) * side) for side in (truth.width, truth.height))
         x, y = (
             int(np.clip(truth.x1 + dx, 0, width - truth.width)),

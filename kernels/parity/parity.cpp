@@ -3,7 +3,7 @@
 //
 //     parity CASES
 //
-// CASES is what tests/parity_cases.py writes; all numbers little-endian. Prints a line a pass and exits with 1 if any
+// CASES is what tests/test_parity.py writes; all numbers little-endian. Prints a line a pass and exits with 1 if any
 // value differs in any bit, 2 if the file is not what it should be.
 #include <cstdint>
 #include <cstdio>
