@@ -29,7 +29,8 @@ class TorchBackend:
         return KVCache({"cache": DynamicCache()}, self.max_tokens, _unsupported)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        assert survey is None, "nano takes none"
         tokens: NDArray[np.float32] = self.model.model.visual.image_tokens(torch.from_numpy(pixels)).numpy()
         return tokens
 

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "survey.hpp"
 #include "tiles.hpp"
 #if defined(QCHECK_CUDA)
 #include "tiles_cuda.hpp"
@@ -25,6 +26,7 @@ using namespace nb::literals;
 namespace {
 
 using Any = nb::ndarray<nb::ro, nb::device::cpu>;
+using Map = nb::ndarray<nb::device::cpu>;
 using Corners = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using Size = std::tuple<std::int64_t, std::int64_t>;
 using PatchSpec = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
@@ -115,9 +117,24 @@ std::vector<std::size_t> shape_of_result(const std::vector<qcheck::Tile>& tiles,
           static_cast<std::size_t>(tiles[0].out_width)};
 }
 
+/// Where the map of the survey goes: null if it is not asked for.
+template <class Array>
+float* checked_survey(const std::optional<Array>& survey, const qcheck::Image& image) {
+  if (!survey) return nullptr;
+  const std::size_t rows = qcheck::cells_along(image.height), columns = qcheck::cells_along(image.width);
+  const bool fits = survey->dtype() == nb::dtype<float>() && survey->ndim() == 3 && survey->shape(0) == rows &&
+                    survey->shape(1) == columns && survey->shape(2) == qcheck::STATISTICS && survey->stride(2) == 1 &&
+                    (columns == 1 || survey->stride(1) == qcheck::STATISTICS) &&
+                    (rows == 1 || survey->stride(0) == static_cast<std::int64_t>(columns) * qcheck::STATISTICS);
+  if (!fits)
+    refuse("the survey must be float32, contiguous and (" + std::to_string(rows) + ", " + std::to_string(columns) +
+           ", " + std::to_string(qcheck::STATISTICS) + "), got " + shape_of(*survey));
+  return static_cast<float*>(survey->data());
+}
+
 template <class Value>
 nb::object rendered(const qcheck::Passes& passes, const qcheck::Image& image, const std::vector<qcheck::Tile>& tiles,
-                    const Any& table, const std::optional<qcheck::Patches>& patches, int threads) {
+                    const Any& table, const std::optional<qcheck::Patches>& patches, int threads, float* survey) {
   const auto starts = starts_of(tiles, patches);
   std::unique_ptr<Value[]> values(new Value[starts.back()]);
   std::vector<Value*> out;
@@ -126,7 +143,7 @@ nb::object rendered(const qcheck::Passes& passes, const qcheck::Image& image, co
     nb::gil_scoped_release release;
     qcheck::render<Value>(passes, image, tiles, static_cast<const Value*>(table.data()),
                           patches ? qcheck::Layout::patches : qcheck::Layout::planar, patches.value_or(qcheck::Patches{}),
-                          out.data(), threads);
+                          out.data(), threads, survey);
   }
   nb::capsule owner(values.get(), [](void* data) noexcept { delete[] static_cast<Value*>(data); });
   Value* const data = values.release();
@@ -161,13 +178,15 @@ Request checked(const Array& image, const std::vector<Corners>& boxes, const std
 }
 
 nb::object render(const Any& image, const std::vector<Corners>& boxes, const std::vector<Size>& sizes, const Any& table,
-                  const std::optional<PatchSpec>& patches, int threads, const std::string& processor) {
+                  const std::optional<PatchSpec>& patches, int threads, const std::string& processor,
+                  const std::optional<Map>& survey) {
   const auto [source, tiles, layout, half] = checked(image, boxes, sizes, table, patches);
   if (threads < 1 || threads > 256) refuse("threads must be 1..256");
+  float* const map = checked_survey(survey, source);
   for (const auto* passes : qcheck::usable_passes())
     if (processor.empty() || processor == passes->name)
-      return half ? rendered<std::uint16_t>(*passes, source, tiles, table, layout, threads)
-                  : rendered<float>(*passes, source, tiles, table, layout, threads);
+      return half ? rendered<std::uint16_t>(*passes, source, tiles, table, layout, threads, map)
+                  : rendered<float>(*passes, source, tiles, table, layout, threads, map);
   refuse("this processor has no " + processor);
 }
 
@@ -177,7 +196,7 @@ using IntoGpu = nb::ndarray<nb::device::cuda>;
 
 nb::object render_cuda(const OnGpu& image, const std::vector<Corners>& boxes, const std::vector<Size>& sizes,
                        const Any& table, const std::optional<PatchSpec>& patches, const std::optional<IntoGpu>& out,
-                       std::uintptr_t stream) {
+                       std::uintptr_t stream, const std::optional<IntoGpu>& survey) {
   const auto [source, tiles, layout, half] = checked(image, boxes, sizes, table, patches);
   const auto total = starts_of(tiles, layout).back();
   const auto shape = shape_of_result(tiles, layout, total);
@@ -188,6 +207,8 @@ nb::object render_cuda(const OnGpu& image, const std::vector<Corners>& boxes, co
       fits = out->shape(i) == shape[i] && (shape[i] == 1 || out->stride(i) == step);
     if (!fits) refuse("out must be contiguous, of the result's shape and the table's dtype, on the image's device");
   }
+  float* const map = checked_survey(survey, source);
+  if (survey && survey->device_id() != image.device_id()) refuse("the survey must be on the image's device");
   const qcheck::cuda::OnDevice device(image.device_id());
   void* const values = out ? out->data() : qcheck::cuda::allocate(total * (half ? 2 : 4), stream);
   // Freed as CUDA does it, after all work of the device: the stream may be gone by then.
@@ -197,10 +218,10 @@ nb::object render_cuda(const OnGpu& image, const std::vector<Corners>& boxes, co
     nb::gil_scoped_release release;
     if (half)
       qcheck::cuda::render(source, tiles, static_cast<const std::uint16_t*>(table.data()), how,
-                           layout.value_or(qcheck::Patches{}), static_cast<std::uint16_t*>(values), stream);
+                           layout.value_or(qcheck::Patches{}), static_cast<std::uint16_t*>(values), stream, map);
     else
       qcheck::cuda::render(source, tiles, static_cast<const float*>(table.data()), how,
-                           layout.value_or(qcheck::Patches{}), static_cast<float*>(values), stream);
+                           layout.value_or(qcheck::Patches{}), static_cast<float*>(values), stream, map);
   }
   return nb::cast(nb::ndarray<nb::array_api>(values, shape.size(), shape.data(), owner, nullptr, table.dtype(),
                                              nb::device::cuda::value, image.device_id()));
@@ -211,7 +232,7 @@ nb::object render_cuda(const OnGpu& image, const std::vector<Corners>& boxes, co
 
 NB_MODULE(_kernels, module) {
   module.def("render", &render, "image"_a, "boxes"_a, "sizes"_a, "table"_a, "patches"_a = nb::none(), "threads"_a = 1,
-             "processor"_a = "", "See _kernels.pyi.");
+             "processor"_a = "", "survey"_a = nb::none(), "See _kernels.pyi.");
   module.def("processors", [] {
     std::vector<std::string> names;
     for (const auto* passes : qcheck::usable_passes()) names.emplace_back(passes->name);
@@ -219,7 +240,7 @@ NB_MODULE(_kernels, module) {
   });
 #if defined(QCHECK_CUDA)
   module.def("render_cuda", &render_cuda, "image"_a, "boxes"_a, "sizes"_a, "table"_a, "patches"_a = nb::none(),
-             "out"_a = nb::none(), "stream"_a = 0, "See _kernels.pyi.");
+             "out"_a = nb::none(), "stream"_a = 0, "survey"_a = nb::none(), "See _kernels.pyi.");
   module.def("cuda_devices", &qcheck::cuda::devices);
 #else
   module.def("cuda_devices", [] { return 0; });

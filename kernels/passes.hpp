@@ -1,4 +1,4 @@
-// The two passes of Pillow's resize, each rounded to bytes as there.
+// What is compiled for each processor: the two passes of Pillow's resize, each rounded to bytes as there, and the survey.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +13,7 @@ constexpr int SLACK = 48;  // bytes that a pass may read or write beyond a line'
 constexpr int MOST_ROWS = 2;
 constexpr int LOW_BITS = 15;
 constexpr int LOW_MASK = (1 << LOW_BITS) - 1;
+constexpr int CELL = 32, SURVEY_LINES = 8, STATISTICS = 8;  // see survey.hpp
 
 /// Weights as the passes take them, those of two neighbouring taps in one word: a weight is high * 2^LOW_BITS + low, and
 /// both fit the 16 bits that processors multiply best.
@@ -30,6 +31,8 @@ struct Passes {
   /// One line of `bytes` bytes out of `taps` (even) lines weighted by `high` and `low` [taps / 2].
   void (*vertical)(const std::uint8_t* const* lines, int taps, const std::int32_t* high, const std::int32_t* low,
                    std::size_t bytes, std::uint8_t* out);
+  /// A row of cells of the survey out of its SURVEY_LINES lines of `width` pixels: STATISTICS a cell.
+  void (*survey)(const std::uint8_t* const* lines, int width, float* out);
 };
 
 std::vector<const Passes*> usable_passes();  // on this processor, the fastest first

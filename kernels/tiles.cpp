@@ -10,6 +10,7 @@
 
 #include "coefficients.hpp"
 #include "passes.hpp"
+#include "survey.hpp"
 
 namespace qcheck {
 namespace {
@@ -96,10 +97,32 @@ class Writer {
   Value* out_;
 };
 
+/// Rows of the survey that a band makes on its way, while the lines they need are still in the processor's cache.
+class Surveyor {
+ public:
+  /// Of the rows whose last line is one of [begin, end).
+  Surveyor(const Passes& passes, const Image& image, float* map, int begin, int end)
+      : passes_(passes), image_(image), map_(map), next_(map ? rows_before(begin) : 0), end_(map ? rows_before(end) : 0) {}
+  /// Makes those whose lines have all been read, when `ready` lines have.
+  void advance(int ready) {
+    for (; next_ < end_ && std::min((next_ + 1) * CELL, image_.height) <= ready; ++next_)
+      survey_row(passes_, image_, next_, map_);
+  }
+
+ private:
+  /// How many rows end before a line.
+  int rows_before(int line) const { return line >= image_.height ? cells_along(image_.height) : line / CELL; }
+
+  const Passes& passes_;
+  const Image& image_;
+  float* map_;
+  int next_, end_;
+};
+
 /// Lines [begin, end) of a tile. Lines that passed across wait in a ring until those that passed along have used them.
 template <class Value>
 void band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer,
-          int begin, int end) {
+          int begin, int end, Surveyor& surveyor) {
   const Lines lines(image, tile);
   const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.out_width, pitch = bytes + SLACK;
   const int taps = plan.y.identity ? 1 : plan.y.taps, ring = taps + passes.rows;
@@ -126,6 +149,7 @@ void band(const Passes& passes, const Image& image, const Tile& tile, const Plan
       }
       passes.horizontal(from, plan.x, plan.across, to);
       ready += count;
+      surveyor.advance(ready);
     }
     if (plan.y.identity) {
       writer.line(narrow[y % ring], y);
@@ -145,7 +169,7 @@ void band(const Passes& passes, const Image& image, const Tile& tile, const Plan
 /// The same where the height shrinks first.
 template <class Value>
 void tall_band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan,
-               const Writer<Value>& writer, int begin, int end) {
+               const Writer<Value>& writer, int begin, int end, Surveyor& surveyor) {
   const Lines lines(image, tile);
   const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.width;
   const std::size_t in_pitch = bytes + SLACK, out_pitch = static_cast<std::size_t>(CHANNELS) * tile.out_width + SLACK;
@@ -167,7 +191,10 @@ void tall_band(const Passes& passes, const Image& image, const Tile& tile, const
                       shrunk.data() + i * in_pitch);
     }
     passes.horizontal(from, plan.x, plan.across, to);
-    for (int i = 0; i < passes.rows && y + i < end; ++i) writer.line(to[i], y + i);
+    for (int i = 0; i < passes.rows && y + i < end; ++i) {
+      writer.line(to[i], y + i);
+      surveyor.advance(plan.y.first[y + i] + plan.y.count[y + i]);
+    }
   }
 }
 
@@ -180,20 +207,30 @@ bool along_goes_first(const Tile& tile) {
 
 template <class Value>
 void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table,
-            Layout layout, const Patches& patches, Value* const* out, int threads) {
+            Layout layout, const Patches& patches, Value* const* out, int threads, float* survey) {
   struct Task {
     std::size_t tile;
     int begin, end;
+    int survey_begin, survey_end;  // lines of the image
   };
   std::vector<Plan> plans;
   for (const Tile& tile : tiles) plans.emplace_back(tile);
+  // A tile of the whole image is made with the survey, if there is one; else each row of it is a task of its own.
+  std::size_t surveyed = tiles.size();
+  for (std::size_t i = tiles.size(); survey && i-- > 0;)
+    if (tiles[i].width == image.width && tiles[i].height == image.height) surveyed = i;
   std::vector<Task> tasks;
   for (std::size_t i = 0; i < tiles.size(); ++i) {
     // At the seam of two bands the lines they share pass across twice, so there are no more bands than threads.
     const int bands = std::max(1, std::min(threads, tiles[i].out_height / 32));
+    const auto line = [&](int b) { return static_cast<int>(static_cast<std::int64_t>(image.height) * b / bands); };
     for (int b = 0; b < bands; ++b)
-      tasks.push_back({i, tiles[i].out_height * b / bands, tiles[i].out_height * (b + 1) / bands});
+      tasks.push_back({i, tiles[i].out_height * b / bands, tiles[i].out_height * (b + 1) / bands,
+                       i == surveyed ? line(b) : 0, i == surveyed ? line(b + 1) : 0});
   }
+  if (survey && surveyed == tiles.size())
+    for (int line = 0; line < image.height; line += CELL)
+      tasks.push_back({surveyed, 0, 0, line, std::min(line + CELL, image.height)});
   std::atomic<std::size_t> next{0};
   std::exception_ptr failure;
   std::mutex failing;
@@ -201,10 +238,17 @@ void render(const Passes& passes, const Image& image, const std::vector<Tile>& t
     try {
       for (std::size_t at; (at = next++) < tasks.size();) {
         const Task& task = tasks[at];
+        Surveyor surveyor(passes, image, survey, task.survey_begin, task.survey_end);
+        if (task.tile == tiles.size()) {
+          surveyor.advance(image.height);
+          continue;
+        }
         const Tile& tile = tiles[task.tile];
         const Plan& plan = plans[task.tile];
         const Writer<Value> writer(tile, table, layout, patches, out[task.tile]);
-        (plan.along_first ? tall_band<Value> : band<Value>)(passes, image, tile, plan, writer, task.begin, task.end);
+        (plan.along_first ? tall_band<Value> : band<Value>)(passes, image, tile, plan, writer, task.begin, task.end,
+                                                                surveyor);
+        surveyor.advance(image.height);  // what is left: rows that the next band reads first
       }
     } catch (...) {  // out of memory
       const std::lock_guard<std::mutex> lock(failing);
@@ -225,8 +269,8 @@ void render(const Passes& passes, const Image& image, const std::vector<Tile>& t
 }
 
 template void render<float>(const Passes&, const Image&, const std::vector<Tile>&, const float*, Layout,
-                            const Patches&, float* const*, int);
+                            const Patches&, float* const*, int, float*);
 template void render<std::uint16_t>(const Passes&, const Image&, const std::vector<Tile>&, const std::uint16_t*,
-                                    Layout, const Patches&, std::uint16_t* const*, int);
+                                    Layout, const Patches&, std::uint16_t* const*, int, float*);
 
 }  // namespace qcheck

@@ -31,9 +31,10 @@ struct Patches {
 /// to bytes.
 bool along_goes_first(const Tile& tile);
 
-/// Fills `out[i]` with tile i, each value `table[channel][byte]`; Value is float or the bits of a half.
+/// Fills `out[i]` with tile i, each value `table[channel][byte]`; Value is float or the bits of a half. `survey`: null, or
+/// the image's map to fill too, see survey.hpp.
 template <class Value>
 void render(const Passes& passes, const Image& image, const std::vector<Tile>& tiles, const Value* table,
-            Layout layout, const Patches& patches, Value* const* out, int threads);
+            Layout layout, const Patches& patches, Value* const* out, int threads, float* survey = nullptr);
 
 }  // namespace qcheck

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "fused.hpp"
+#include "fused_survey.hpp"
 #include "placement.hpp"
 
 namespace qcheck::cuda {
@@ -27,6 +28,20 @@ __global__ void __launch_bounds__(fused::THREADS) render_tiles(const fused::Job<
   __shared__ fused::Shared shared;
   DeviceBlock block;
   fused::Renderer<Value, DeviceBlock>(job, static_cast<int>(blockIdx.x), shared, block).run();
+}
+
+struct DeviceThreads {
+  template <class Function>
+  __device__ void each(Function function) {
+    function(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+};
+
+__global__ void __launch_bounds__(fused::THREADS) survey_cells(const fused::SurveyJob job) {
+  __shared__ fused::SurveyShared shared;
+  DeviceThreads block;
+  fused::SurveyBlock<DeviceThreads>(job, static_cast<int>(blockIdx.x), shared, block).run();
 }
 
 /// One piece of device memory that is filled from the host at once.
@@ -74,7 +89,7 @@ OnDevice::~OnDevice() { cudaSetDevice(before_); }
 
 template <class Value>
 void render(const Image& image, const std::vector<Tile>& tiles, const Value* table, Layout layout,
-            const Patches& patches, Value* out, std::uintptr_t stream_handle) {
+            const Patches& patches, Value* out, std::uintptr_t stream_handle, float* survey) {
   const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
   const fused::Placement placement(tiles, patches);
   Upload upload;
@@ -102,6 +117,11 @@ void render(const Image& image, const std::vector<Tile>& tiles, const Value* tab
         out};
     render_tiles<Value><<<placement.first_block.back(), fused::THREADS, 0, stream>>>(job);
     checked(cudaGetLastError(), "the kernel cannot be launched");
+    if (survey) {
+      const fused::SurveyJob cells{image.data, image.stride, image.width, image.height, survey};
+      survey_cells<<<fused::survey_blocks(cells), fused::THREADS, 0, stream>>>(cells);
+      checked(cudaGetLastError(), "the survey cannot be launched");
+    }
   } catch (...) {
     cudaFreeAsync(memory, stream);
     throw;
@@ -110,8 +130,8 @@ void render(const Image& image, const std::vector<Tile>& tiles, const Value* tab
 }
 
 template void render<float>(const Image&, const std::vector<Tile>&, const float*, Layout, const Patches&, float*,
-                            std::uintptr_t);
+                            std::uintptr_t, float*);
 template void render<std::uint16_t>(const Image&, const std::vector<Tile>&, const std::uint16_t*, Layout,
-                                    const Patches&, std::uint16_t*, std::uintptr_t);
+                                    const Patches&, std::uint16_t*, std::uintptr_t, float*);
 
 }  // namespace qcheck::cuda

@@ -29,9 +29,10 @@ class OnDevice {
 };
 
 /// As qcheck::render, all tiles one after the other in `out`, in one launch on `stream`. `image` and `out` lie on the
-/// current device, `table` on the host. Returns when the launch is queued; what it needs is freed behind it.
+/// current device, `table` on the host; so does `survey`, null or the map to fill too, in a launch of its own. Returns when
+/// all is queued; what it needs is freed behind it.
 template <class Value>
 void render(const Image& image, const std::vector<Tile>& tiles, const Value* table, Layout layout,
-            const Patches& patches, Value* out, std::uintptr_t stream);
+            const Patches& patches, Value* out, std::uintptr_t stream, float* survey = nullptr);
 
 }  // namespace qcheck::cuda

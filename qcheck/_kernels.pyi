@@ -14,6 +14,7 @@ def render(
     patches: tuple[int, int, int] | None = None,
     threads: int = 1,
     processor: str = "",
+    survey: NDArray[np.float32] | None = None,
 ) -> NDArray[Value]:
     """Crops, resizes, normalises and lays out K tiles of `image` (H, W, 3) in one pass.
 
@@ -24,7 +25,8 @@ def render(
     a still picture repeated along time.
 
     The image's rows may be any distance apart, its pixels must lie side by side; read-only will do. Releases the GIL
-    and runs on `threads` threads. `processor`: one of `processors()`, for tests; the fastest if empty. ValueError or
+    and runs on `threads` threads. `processor`: one of `processors()`, for tests; the fastest if empty. `survey`:
+    filled besides with the map of the whole image, (ceil(H / 32), ceil(W / 32), 8), see qcheck/survey.py. ValueError or
     TypeError for anything else.
     """
 
@@ -39,13 +41,14 @@ def render_cuda(
     patches: tuple[int, int, int] | None = None,
     out: Any = None,
     stream: int = 0,
+    survey: Any = None,
 ) -> Any:
     """As `render`, the same bits, on the GPU where `image` lies, all tiles in one launch. Only in builds with
     `-Ccmake.define.QCHECK_CUDA=ON`.
 
-    `image`, `out`: anything with `__dlpack__` (torch, CuPy, an ONNX Runtime OrtValue); the result is `out`'s memory or
-    new, and has `__dlpack__`. `table` is NumPy's. `stream`: a cudaStream_t, on which the work is queued; the result is
-    there when the stream is done. RuntimeError with CUDA's own words where CUDA fails.
+    `image`, `out`, `survey`: anything with `__dlpack__` (torch, CuPy, an ONNX Runtime OrtValue); the result is `out`'s
+    memory or new, and has `__dlpack__`. `table` is NumPy's. `stream`: a cudaStream_t, on which the work is queued; the
+    result is there when the stream is done. RuntimeError with CUDA's own words where CUDA fails.
     """
 
 def cuda_devices() -> int:

@@ -20,6 +20,7 @@ IMAGE_SLOT: Final = "{image}"  # where a template takes its view
 
 # Names of the tensors of both graphs.
 PIXELS: Final = "pixels"  # (1, 3, height, width) float32, normalised
+SURVEY: Final = "survey"  # (1, rows, columns, 8) float32: the cells under the view; see survey.py
 IMAGE_TOKENS: Final = "image_tokens"  # (tokens, hidden) float32
 INPUTS_EMBEDS: Final = "inputs_embeds"  # (1, tokens, hidden) float32
 POSITION_IDS: Final = "position_ids"  # (3, 1, tokens) int64: time, height, width
@@ -47,11 +48,13 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class PixelSpec:
-    """How pixels become the vision graph's input. `planar`: one (1, 3, h, w) tensor a view."""
+    """How pixels become the vision graph's input. `planar`: one (1, 3, h, w) tensor a view. `survey`: whether the graph
+    takes the survey of the photo under the view besides."""
 
     layout: Literal["planar"]
     mean: tuple[float, ...]  # three, of 0..1 RGB
     std: tuple[float, ...]
+    survey: bool
 
 
 @dataclass(frozen=True, slots=True)

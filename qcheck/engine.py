@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qcheck import tiles
+from qcheck import survey, tiles
 from qcheck.backends import Backend
 from qcheck.bundle import Bundle
 from qcheck.cache import KVCache
@@ -108,6 +108,7 @@ class Conversation:
     def __init__(self, engine: Engine, cache: KVCache) -> None:
         self.engine, self.cache, self.spent = engine, cache, Spent()
         self._next_position = 0
+        self._survey: NDArray[np.float32] | None = None  # of the photo, once a view of it was shown
         # Said or asked but not yet in the cache; they go in with the next step.
         self._pending: list[int] = []
         self._logits: NDArray[np.float32] | None = None
@@ -117,10 +118,13 @@ class Conversation:
     def show(self, request: Request, pixels: NDArray[np.uint8], view: tiles.View) -> None:
         """Appends a request with a view of the photo `pixels` (H, W, 3), and prefills it."""
         engine, clock = self.engine, time.perf_counter()
-        planar = tiles.planar(pixels, [view], engine.table, engine.threads)
+        wanted = engine.contract.pixels.survey and self._survey is None
+        if wanted:
+            self._survey = survey.empty_map(pixels.shape[1], pixels.shape[0])
+        planar = tiles.planar(pixels, [view], engine.table, engine.threads, self._survey if wanted else None)
         self.spent.tiles += _ms_since(clock)
         clock = time.perf_counter()
-        image = engine.backend.encode(planar)
+        image = engine.backend.encode(planar, None if self._survey is None else survey.under(self._survey, view.box))
         self.spent.vision += _ms_since(clock)
         clock = time.perf_counter()
         before, after = engine.requests[request]

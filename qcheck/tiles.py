@@ -192,13 +192,17 @@ def crop_box(target: Box, spec: CropSpec, width: int, height: int) -> Box:
 
 
 def planar(
-    pixels: NDArray[np.uint8], views: Sequence[View], table: NDArray[np.float32], threads: int = 1
+    pixels: NDArray[np.uint8],
+    views: Sequence[View],
+    table: NDArray[np.float32],
+    threads: int = 1,
+    survey: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Views of one size as the model's input, (views, 3, height, width) float32, from the photo's (H, W, 3): crop,
     bicubic with antialias (Pillow's, to the bit), then `table` (3, 256), a channel a row. In one pass, on any number of
-    `threads` with the same result."""
+    `threads` with the same result. `survey`: an empty map (see survey.py) to fill with the whole photo's on the way."""
     boxes = [(view.box.x1, view.box.y1, view.box.x2, view.box.y2) for view in views]
-    return _kernels.render(pixels, boxes, [view.size for view in views], table, None, threads)
+    return _kernels.render(pixels, boxes, [view.size for view in views], table, None, threads, "", survey)
 
 
 def normalise_table(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:

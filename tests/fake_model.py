@@ -72,7 +72,7 @@ def plain_contract(**changes: Any) -> Contract:
         kinds=degradations.KINDS,
         attributes=degradations.ATTRIBUTES,
         coordinates="relative_1000",
-        pixels=PixelSpec("planar", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+        pixels=PixelSpec("planar", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), survey=False),
         global_view=ViewSpec(TOKEN_PX, 256 * 256, 1024 * 768, 2.0),
         crop_view=ViewSpec(TOKEN_PX, TOKEN_PX**2, 512 * 512, 1.0),
         crop=CropSpec(margin=0.2, min_side_px=448),
@@ -84,13 +84,15 @@ def plain_contract(**changes: Any) -> Contract:
 
 
 class FakeBackend:
-    """Serves `Backend`. `seen`: the pixels of every view, as 8-bit (h, w, 3); `caches`: one a conversation;
-    `feeds`: for every step the tokens and their positions. `on_encode` is called before a view is encoded."""
+    """Serves `Backend`. `seen`: the pixels of every view, as 8-bit (h, w, 3); `surveys`: what lay under each;
+    `caches`: one a conversation; `feeds`: for every step the tokens and their positions. `on_encode` is called before
+    a view is encoded."""
 
     def __init__(self, plan: Plan, max_tokens: int = 4096, on_encode: Callable[[], None] = lambda: None) -> None:
         self.plan, self.max_tokens, self.on_encode = plan, max_tokens, on_encode
         self.info = EngineInfo("cpu", "fake", "fp32")
         self.seen: list[NDArray[np.uint8]] = []
+        self.surveys: list[NDArray[np.float32] | None] = []
         self.caches: list[KVCache] = []
         self.feeds: list[tuple[list[int], NDArray[np.int64]]] = []
         self.forbidden: list[str] = []  # texts that the model wants most, everywhere
@@ -101,8 +103,9 @@ class FakeBackend:
         self.caches.append(made)
         return made
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
         self.on_encode()
+        self.surveys.append(survey)
         assert pixels.shape[:2] == (1, 3)
         assert pixels.dtype == np.float32
         values = np.rint(pixels[0]).astype(np.uint8).transpose(1, 2, 0)

@@ -28,6 +28,42 @@ def patched(planes: NDArray[Any], side: int, merge: int, repeats: int) -> NDArra
     return cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(rows * cols, 3 * repeats * side * side)
 
 
+def survey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The map of qcheck/survey.py, (rows, columns, 8), from its words alone."""
+    height, width = image.shape[:2]
+    rows, columns = -(-height // 32), -(-width // 32)
+    padded = np.pad(image, ((0, 32 * rows - height), (0, 32 * columns - width), (0, 0)), mode="edge").astype(np.int64)
+    cells = padded.reshape(rows, 4, 8, columns, 32, 3)[:, :, 3:5]  # row, block, line of two, column, x, channel
+    cells = cells.transpose(0, 3, 1, 2, 4, 5).reshape(rows, columns, 4, 2, 32, 3)
+    red, green, blue = np.moveaxis(cells, -1, 0)
+    luma = (77 * red + 150 * green + 29 * blue + 128) // 256
+    samples = (2, 3, 4)
+    steps = np.diff(luma, axis=-1)
+    across = (steps**2).mean(samples)
+    along = ((luma[:, :, :, 1] - luma[:, :, :, 0]) ** 2).mean((2, 3))
+    lagged = ((luma[..., 4:] - luma[..., :-4]) ** 2).mean(samples)
+    haar = luma[..., 0, 0::2] - luma[..., 0, 1::2] - luma[..., 1, 0::2] + luma[..., 1, 1::2]
+    median = np.sort(np.minimum(np.abs(haar), 255).reshape(rows, columns, 64), -1)[..., 32]
+    at_grid, between = np.abs(steps[..., 7::8]).mean(samples), np.abs(steps[..., 3::8]).mean(samples)
+    largest = cells.max(-1)
+
+    def scatter(values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Variances times the square of the count: whole numbers, which no order of sums can change."""
+        return (256 * (values**2).sum(samples) - values.sum(samples) ** 2).astype(np.float64)
+
+    statistics = (
+        luma.mean(samples),
+        np.sqrt(scatter(luma)) / 256,
+        across + along,
+        median / 2 / 0.6745,
+        (at_grid - between) / (at_grid + between + 1),
+        ((largest <= 2) | (largest >= 253)).mean(samples),
+        np.sqrt(scatter(red - green) + scatter(red + green - 2 * blue) / 4) / 256,
+        across / (lagged + 1),
+    )
+    return np.stack(statistics, -1).astype(np.float32)
+
+
 def assert_same(got: NDArray[Any], want: NDArray[Any], about: str = "") -> None:
     assert got.dtype == want.dtype
     assert got.shape == want.shape, about

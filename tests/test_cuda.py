@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import oracle
 from fake_model import library
 from oracle import assert_same, patched, photo, planar, random_box
 
@@ -74,6 +75,18 @@ def test_the_result_goes_where_it_is_told() -> None:
     for wrong in (out[:, :, :, :63], out.half(), out.cpu(), out[0]):
         with pytest.raises((ValueError, TypeError)):
             _kernels.render_cuda(torch.from_numpy(image).cuda(), [(0, 0, 120, 100)], [(64, 32)], TABLE, out=wrong)
+
+
+def test_the_survey_equals_numpy() -> None:
+    rng = np.random.default_rng(5)
+    for number in range(400):
+        height, width = (int(np.exp(rng.uniform(0, np.log(700)))) for _ in range(2))
+        image = photo(height, width, number, number % 3)
+        out = torch.full(oracle.survey(image).shape, torch.nan, device="cuda")
+        render(torch.from_numpy(image).cuda(), [(0, 0, width, height)], [(28, 28)], TABLE, survey=out)
+        assert_same(out.cpu().numpy(), oracle.survey(image), f"{width}x{height}")
+    with pytest.raises(TypeError):
+        render(torch.from_numpy(image).cuda(), [(0, 0, width, height)], [(28, 28)], TABLE, survey=out.cpu())
 
 
 def test_the_result_outlives_the_photo_and_its_stream() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ from numpy.testing import assert_array_equal
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import oracle
 from fake_model import IMAGE_BASE, FakeBackend, Plan, Wanted, fake_engine, plain_contract, spelled_answer, tokenizer
+from oracle import assert_same
 
 from qcheck import prompt
 from qcheck.engine import Conversation, Engine, Token
@@ -97,6 +100,22 @@ def test_forced_tokens_cost_no_step_of_their_own() -> None:
     ]
     forced = [token.probability for token in said if token.text in (prompt.COMMA, prompt.CALL_LABEL, prompt.TURN_END)]
     assert forced == [1.0] * 5
+
+
+def test_a_bundle_that_wants_the_survey_gets_what_lies_under_each_view() -> None:
+    contract = plain_contract()
+    engine, backend = fake_engine(calls_then_answers, replace(contract, pixels=replace(contract.pixels, survey=True)))
+    talk = engine.conversation()
+    talk.show("first", PHOTO, GLOBAL)
+    say(talk)
+    talk.show("crop", PHOTO, View(Box(33, 64, 193, 192), 128, 128))
+    whole = oracle.survey(PHOTO)
+    for got, want in zip(backend.surveys, (whole, whole[2:6, 1:7]), strict=True):
+        assert got is not None
+        assert_same(got, want[None])
+    plain, other = fake_engine(calls_then_answers)
+    plain.conversation().show("first", PHOTO, GLOBAL)
+    assert other.surveys == [None]
 
 
 def test_two_conversations_share_nothing() -> None:

@@ -15,6 +15,7 @@ FLOORS = {
     "_kernels": 0,
     "errors": 0,
     "tiles": 1,
+    "survey": 2,
     "contract": 2,
     "verdict": 2,
     "inputs": 3,

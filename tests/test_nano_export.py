@@ -4,9 +4,10 @@ Random weights, but livened up, so that what the model says depends on every par
 """
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +20,19 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import oracle
 from fake_model import library, script, spelled_conversation, tokenizer
 
 from qcheck import prompt, tiles
 from qcheck.bundle import Bundle
+from qcheck.contract import CONTRACT_FILE, IMAGE_TOKENS, SURVEY
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
 from qcheck.tiles import Box, View
 
 torch = library("torch")
+onnx = library("onnx")
 library("transformers")
 nano = script("nano")
 export_nano = script("export_nano")
@@ -271,10 +275,46 @@ def test_the_vision_graph_takes_every_shape(made: Made, width: int, height: int)
     pixels = texture(width, height, 5).transpose(2, 0, 1)[None].astype(np.float32) / 128 - 1
     with torch.inference_mode():
         expected = made.model.model.visual.image_tokens(torch.from_numpy(pixels)).numpy()
-    tokens = backend.encode(pixels)
+    tokens = backend.encode(pixels, None)
     assert tokens.shape == (width * height // 64**2, HIDDEN)
     assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
     assert len(tokens) == 1 or np.ptp(tokens, axis=0).max() > 0.5
+
+
+def test_a_vision_graph_may_take_the_survey(made: Made, tmp_path: Path) -> None:
+    """A graph that adds the survey's mean luma to every token."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(made.fp32.directory, folder)
+    graph = onnx.load(folder / "vision.onnx")
+    for node in graph.graph.node:
+        node.output[:] = ["plain" if name == IMAGE_TOKENS else name for name in node.output]
+    graph.graph.input.append(onnx.helper.make_tensor_value_info(SURVEY, onnx.TensorProto.FLOAT, (1, None, None, 8)))
+    first = onnx.numpy_helper.from_array(np.array([1, 0, 0, 0, 0, 0, 0, 0], np.float32), "first")
+    graph.graph.initializer.append(first)
+    graph.graph.node.extend(
+        [
+            onnx.helper.make_node("Mul", [SURVEY, "first"], ["picked"]),
+            onnx.helper.make_node("ReduceSum", ["picked"], ["luma"], keepdims=0),
+            onnx.helper.make_node("Add", ["plain", "luma"], [IMAGE_TOKENS]),
+        ]
+    )
+    onnx.save(graph, folder / "vision.onnx")
+    entry = export_nano.entry(folder / "vision.onnx")
+    contract = made.fp32.contract
+    contract = replace(
+        contract, pixels=replace(contract.pixels, survey=True), files={**contract.files, "vision": entry}
+    )
+    (folder / CONTRACT_FILE).write_text(contract.to_json())
+    pixels = texture(200, 100, 5)
+    plain, surveyed = (Engine.open(bundle, threads=1) for bundle in (made.fp32, Bundle.open(folder)))
+    view, added = View(Box(0, 0, 200, 100), 192, 128), oracle.survey(pixels)[..., 0].sum()
+    seen = []
+    for engine in (plain, surveyed):
+        encode, got = engine.backend.encode, list[Any]()
+        engine.backend.encode = lambda *given, encode=encode, got=got: got.append(encode(*given)) or got[0]  # type: ignore[method-assign]
+        engine.conversation().show("first", pixels, view)
+        seen.append(got[0])
+    assert_allclose(seen[1], seen[0] + added, rtol=1e-5)
 
 
 # The cut right after an image, in its middle, single words, and a cut into the second image.

@@ -15,14 +15,22 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from oracle import patched, photo, planar, random_box
+from oracle import patched, photo, planar, random_box, survey
 
 from qcheck._kernels import processors
 from qcheck.tiles import normalise_table
 
 KERNELS = Path(__file__).parent.parent / "kernels"
-SOURCES = ("coefficients.cpp", "passes.cpp", "passes_baseline.cpp", "placement.cpp", "tiles.cpp", "parity/parity.cpp")
-MAGIC = b"qcktile1"
+SOURCES = (
+    "coefficients.cpp",
+    "passes.cpp",
+    "passes_baseline.cpp",
+    "placement.cpp",
+    "survey.cpp",
+    "tiles.cpp",
+    "parity/parity.cpp",
+)
+MAGIC = b"qcktile2"
 CASES = 400
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread", "-ffp-contract=off")
 
@@ -60,7 +68,8 @@ def case(rng: np.random.Generator, number: int) -> bytes:
         head += [x1, y1, x2 - x1, y2 - y1, *size]
     numbers = struct.pack(f"<{len(head) + 3}i", *head, *patches)
     pixels = rows.tobytes()[: len(rows.tobytes()) - gap]
-    return numbers + pixels + struct.pack("<i", 8 * table.itemsize) + table.tobytes() + want.tobytes()
+    values = table.tobytes() + want.tobytes() + survey(image).tobytes()
+    return numbers + pixels + struct.pack("<i", 8 * table.itemsize) + values
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,7 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
         kinds=KINDS,
         attributes=ATTRIBUTES,
         coordinates="relative_1000",
-        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD),
+        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=False),
         global_view=GLOBAL_VIEW,
         crop_view=CROP_VIEW,
         crop=CROP,

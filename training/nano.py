@@ -4,12 +4,18 @@ A thin subclass: only `visual` is swapped, so transformers' position code, `gene
 Qwen2.5-VL. Patch 16 and merge 4 make one token of 64 x 64 px, which holds 2x2 cells of 32 px.
 """
 
+from typing import Final
+
+import torch
 import vocabulary as words
 from nano_spec import MERGE, PATCH_PX
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from visual import NanoVisual
+from visual import KIND_OUTPUTS, LEVELS, NUMBER_BINS, PROPOSALS, SLOTS, NanoVisual, bumps
+
+NUMBER_SCALE: Final = 0.75  # a number's bump then has the length of a slot's name
+WORD_SCALE: Final = 0.3
 
 
 def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6) -> Qwen2_5_VLConfig:
@@ -59,6 +65,29 @@ class Nano(Qwen2_5_VLForConditionalGeneration):
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
         super().__init__(config)
         self.model.visual = NanoVisual(config.text_config.hidden_size)
+
+
+@torch.no_grad()
+def write_numbers(model: Nano, tokenizer: Tokenizer) -> None:
+    """Starts a model with one code for numbers, whether they are said (coordinate and score tokens) or seen (what the
+    projector reads): neighbours are alike, and to repeat a number is to pass it on. Learned from nothing, each of the
+    142 tokens would have to be met many times before it is read."""
+    embeddings = model.get_input_embeddings().weight
+    code = torch.randn(NUMBER_BINS, embeddings.shape[1])
+    for tokens in (words.COORDINATE_TOKENS, words.SCORE_TOKENS):
+        ids = torch.tensor([tokenizer.token_to_id(text) for text in tokens])
+        said = bumps(torch.linspace(0, 1, len(tokens)), NUMBER_BINS) @ code
+        about = torch.randn(embeddings.shape[1])  # a coordinate is no score
+        both = said / said.std() + about
+        embeddings[ids] = model.config.text_config.initializer_range * both / both.std()
+    projector = model.model.visual.projector
+    reading, view = projector.from_reading.weight, projector.from_view.weight
+    # What a token says of the view, and which it is, must not drown in what all of them know.
+    reading[:, -NUMBER_BINS:] = NUMBER_SCALE * code.T
+    reading[:, -NUMBER_BINS - SLOTS : -NUMBER_BINS] = torch.randn(reading.shape[0], SLOTS)
+    view[:, -PROPOSALS * (KIND_OUTPUTS + LEVELS) :] = WORD_SCALE * torch.randn(
+        view.shape[0], PROPOSALS * (KIND_OUTPUTS + LEVELS)
+    )
 
 
 def view_pixels_to_patches(planar: Tensor) -> tuple[Tensor, list[int]]:

@@ -4,9 +4,9 @@
 
 The eyes (perceive.py) stay as they are, so a step costs only the projector and the decoder. The first steps are a
 drill: to say what the eyes propose. Every later one sees rated photos (their score), patched and whole-damaged ones,
-and probing conversations over big photos. Score and coordinate tokens get soft labels (a Gaussian around the truth),
-and the expected score a squared error besides. Weights are averaged (EMA); metrics go to RUN/metrics.jsonl, the last
-state to RUN/last.pt.
+probing conversations over big photos, and a little of the drill. Score and coordinate tokens get soft labels (a
+Gaussian around the truth), and the expected score a squared error besides. Weights are averaged (EMA); metrics go to
+RUN/metrics.jsonl, the last state to RUN/last.pt.
 """
 
 import argparse
@@ -22,7 +22,8 @@ import torch
 import vocabulary as words
 from cells import CellEncoder
 from look import LOOKED, SEEN_CHANNELS, unpacked
-from nano import Nano, config
+from nano import Nano, config, write_numbers
+from numpy.typing import NDArray
 from samples import Item, Samples
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
@@ -36,6 +37,7 @@ EXPECTED_WEIGHT: Final = 2.0
 EMA_DECAY: Final = 0.995
 SHORT: Final = LOOKED[:3]  # kinds with one view a photo, mostly
 LENGTH_STEP: Final = 64
+REVIEW_PART: Final = 4  # of the conversations of a batch of lessons, as many as one in this are drilled besides
 CHUNKS: Final = 2  # micro-batches of examples of like length
 
 
@@ -46,12 +48,12 @@ class Targets:
         size = tokenizer.get_vocab_size()
         self.score_ids = torch.tensor([tokenizer.token_to_id(t) for t in words.SCORE_TOKENS])
         self.score_values = torch.tensor([float(t) for t in words.SCORE_TOKENS])
-        coordinates = torch.tensor([tokenizer.token_to_id(t) for t in words.COORDINATE_TOKENS])
+        self.coordinate_ids = torch.tensor([tokenizer.token_to_id(t) for t in words.COORDINATE_TOKENS])
         values = torch.tensor([float(t) for t in words.COORDINATE_TOKENS])
         self.table = torch.eye(size)
         for ids, numbers, sigma in (
             (self.score_ids, self.score_values, SCORE_SIGMA),
-            (coordinates, values, COORDINATE_SIGMA),
+            (self.coordinate_ids, values, COORDINATE_SIGMA),
         ):
             soft = torch.softmax(-((numbers[:, None] - numbers[None]) ** 2) / (2 * sigma**2), 1)
             self.table[ids] = 0
@@ -99,6 +101,19 @@ class Trainer:
         expected = logits[:, self.targets.score_ids].softmax(-1) @ self.targets.score_values
         return expected, torch.tensor([a[2] for a in at])
 
+    def misread(self, drills: list[Example]) -> NDArray[np.float32]:
+        """(calls, 2) mean error, in hundredths of the view, of the coordinates of each call and each finding, which
+        follow each other in a drill: how well the decoder says what perception proposes."""
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, ids, _ = self.hidden(drills)
+        coordinates = self.targets.coordinate_ids
+        said = torch.isin(ids, coordinates)
+        rows, cols = torch.nonzero(said, as_tuple=True)
+        guess = self.model.lm_head(hidden[rows, cols - 1])[:, coordinates].argmax(-1)
+        truth = (ids[rows, cols][:, None] == coordinates).int().argmax(-1)
+        error: NDArray[np.float32] = (guess - truth).abs().float().reshape(-1, 2, 4).mean(-1).numpy()
+        return error
+
     def loss(self, examples: list[Example]) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast("cpu", torch.bfloat16):
             hidden, ids, weights = self.hidden(examples)
@@ -111,15 +126,33 @@ class Trainer:
         return loss + EXPECTED_WEIGHT * error, {"loss": float(loss.detach()), "mse": float(error.detach())}
 
 
+def optimizers_of(model: Nano, rate: float, decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the decoder's layers, AdamW for everything else that is learned; at one rate."""
+    inner = {id(p) for p in model.model.language_model.layers.parameters() if p.ndim == 2}
+    weights = [p for p in model.parameters() if p.requires_grad]
+    outer = [p for p in weights if id(p) not in inner]
+    groups = [
+        {"params": [p for p in outer if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in outer if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(
+            [p for p in weights if id(p) in inner], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98)),
+    ]
+
+
 def lessons(
     part: str, narrator: Narrator, train: dict[str, list[Item]], rng: np.random.Generator, counts: dict[str, int]
 ) -> list[Example]:
-    """A batch of conversations, short ones first; `counts`: of each kind."""
+    """A batch of conversations, short ones first; `counts`: of each kind; of a review, a share of them."""
     kinds = [kind for kind in LOOKED if (kind in SHORT) == (part == "short") and train[kind]]
+    tell = {"drill": lambda _, item: narrator.drill(item, least=True), "review": lambda _, item: narrator.drill(item)}
     examples = [
-        narrator.drill(train[kind][i]) if part == "drill" else narrator.tell(kind, train[kind][i])
+        tell.get(part, narrator.tell)(kind, train[kind][i])
         for kind in kinds
-        for i in rng.integers(0, len(train[kind]), counts[kind])
+        for i in rng.integers(0, len(train[kind]), -(-counts[kind] // (REVIEW_PART if part == "review" else 1)))
     ]
     return sorted(examples, key=lambda e: len(e.tokens))
 
@@ -142,17 +175,22 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
             expected, values = trainer.scores(hidden, examples)
         guess += expected.tolist()
         truth += values.tolist()
-    losses = []
+    losses, errors = [], []
     for start in range(0, len(dev["aimed"]), 12):
-        _, parts = trainer.loss([narrator.local(item) for item in dev["aimed"][start : start + 12]])
+        some = dev["aimed"][start : start + 12]
+        _, parts = trainer.loss([narrator.local(item) for item in some])
         losses.append((parts["loss"], parts["mse"]))
+        errors.append(trainer.misread([narrator.drill(item) for item in some]))
     local = np.mean(losses, 0) if losses else (math.nan, math.nan)
+    misread = np.concatenate(errors).mean(0) if errors else (math.nan, math.nan)
     trainer.model.train()
     return {
         "dev_srcc": float(spearmanr(truth, guess)[0]),
         "dev_plcc": float(pearsonr(truth, guess)[0]),
         "dev_local_loss": float(local[0]),
         "dev_local_mse": float(local[1]),
+        "dev_call_misread": float(misread[0]),
+        "dev_finding_misread": float(misread[1]),
     }
 
 
@@ -169,14 +207,14 @@ def main() -> None:
     parser.add_argument("--eyes", type=Path, required=True, help="the checkpoint of perceive.py it was made with")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1100)
-    parser.add_argument("--drill-steps", type=int, default=450, help="of --steps")
+    parser.add_argument("--drill-steps", type=int, default=300, help="of --steps")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=150, help="steps between evaluations and checkpoints")
     parser.add_argument(
-        "--batch", type=int, nargs=5, default=(8, 6, 4, 6, 10), metavar=tuple(k.upper() for k in LOOKED)
+        "--batch", type=int, nargs=5, default=(24, 4, 4, 4, 12), metavar=tuple(k.upper() for k in LOOKED)
     )
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -198,21 +236,16 @@ def main() -> None:
     narrator = Narrator(Speller(tokenizer, rng), rng)
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": args.decay},
-            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=args.rate,
-        betas=(0.9, 0.98),
-    )
+    write_numbers(model, tokenizer)
+    optimizers = optimizers_of(model, args.rate, args.decay)
     learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     average = {k: v.clone() for k, v in model.state_dict().items() if k in learned}
     first = 0
     if args.resume and (args.out / "last.pt").exists():
         state = torch.load(args.out / "last.pt", weights_only=False)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         average, first = state["average"], state["step"]
         rng.bit_generator.state = state["rng"]
     print(
@@ -224,10 +257,10 @@ def main() -> None:
     model.train()
     for step in range(first, args.steps):
         warm, along = min(1.0, (step + 1) / 60), step / args.steps
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = args.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * along)))
         # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
-        for part in ("drill",) if step < args.drill_steps else ("short", "long"):
+        for part in ("drill",) if step < args.drill_steps else ("short", "long", "review"):
             examples = lessons(part, narrator, train, rng, dict(zip(LOOKED, args.batch, strict=True)))
             for chunk in range(CHUNKS):
                 some = examples[len(examples) * chunk // CHUNKS : len(examples) * (chunk + 1) // CHUNKS]
@@ -241,8 +274,9 @@ def main() -> None:
                     key = f"{part}_{name}"
                     smooth[key] = 0.97 * smooth.get(key, value) + 0.03 * value
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         ema_update(average, model, min(EMA_DECAY, (step + 1) / (step + 20)))
         if (step + 1) % 20 == 0:
             spent = time.monotonic() - started
@@ -262,7 +296,7 @@ def main() -> None:
                 args.out / "last.pt",
                 {
                     "model": live,
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average,
                     "step": step + 1,
                     "rng": rng.bit_generator.state,

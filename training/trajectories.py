@@ -17,6 +17,7 @@ from nano_spec import CROP
 from numpy.typing import NDArray
 from samples import Item, Sample, damages, read
 from tokenizers import Tokenizer
+from visual import SLOTS
 
 from qcheck import prompt
 from qcheck.contract import IMAGE_SLOT
@@ -80,22 +81,19 @@ class Speller:
     """Writes conversations token by token."""
 
     def __init__(self, tokenizer: Tokenizer, rng: np.random.Generator | None = None) -> None:
-        """`rng`: leaves out some of the tokens of every view, any share of them: views are of any size, and all tokens
-        know the view's proposals. Training is twice as fast."""
+        """`rng`: leaves out some of the tokens of every view, any share of them, for views are of any size. Training is
+        twice as fast."""
         self.tokenizer, self.rng = tokenizer, rng
         self.image_id: int = tokenizer.token_to_id(words.IMAGE)
         self.defects_id: int = tokenizer.token_to_id(prompt.DEFECTS_OPEN)
 
-    def request(self, example: Example, template: str, shown: Shown) -> None:
-        """Adds a request with an image."""
+    def request(self, example: Example, template: str, shown: Shown, least: bool = False) -> None:
+        """Adds a request with an image. `least`: with as few of its tokens as may be."""
         before, after = template.split(IMAGE_SLOT)
         self._text(example, self.tokenizer.encode(before).ids)
         rows, cols = shown.seen.shape[:2]
         positions, example.next_position = image_positions(example.next_position, rows, cols)
-        kept = np.arange(rows * cols)
-        if self.rng is not None:
-            share = math.exp(self.rng.uniform(math.log(LEAST_KEPT), 0))
-            kept = np.sort(self.rng.permutation(kept)[: max(1, round(share * len(kept)))])
+        kept = np.arange(rows * cols) if self.rng is None else some_of_each_slot(rows * cols, self.rng, least)
         example.positions.append(positions[:, kept])
         example.tokens += [self.image_id] * len(kept)
         example.weights += [0.0] * len(kept)
@@ -132,6 +130,18 @@ class Speller:
         example.positions.append(positions)
         example.tokens += ids
         example.weights += [0.0] * len(ids)
+
+
+def some_of_each_slot(tokens: int, rng: np.random.Generator, least: bool) -> NDArray[np.int64]:
+    """Sorted places of any share (or the `least`) of a view's tokens, with as many of each slot's (see
+    visual.described) as of any other's, for a number that no token holds cannot be read."""
+    rounds = math.ceil(tokens / SLOTS)
+    most = 1 if least else max(1, round(rounds * math.exp(rng.uniform(math.log(LEAST_KEPT), 0))))
+    # Each slot's own order of rounds; places past the end are of the last round, which may not be whole.
+    places = rng.permuted(np.tile(np.arange(rounds), (SLOTS, 1)), axis=1) * SLOTS + np.arange(SLOTS)[:, None]
+    order = np.argsort(places >= tokens, axis=1, kind="stable")
+    places = np.take_along_axis(places, order, 1)[:, :most].reshape(-1)
+    return np.sort(places[places < tokens])
 
 
 def score_token(score: float) -> str:
@@ -249,18 +259,14 @@ class Narrator:
         return max(fit, key=lambda c: c.box.iou(view))
 
     def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], left: list[Damage]) -> Shown:
-        """Asks for a crop on a damage that waits, or for any: then the aim is not taught, because it has no reason."""
+        """Asks for a crop on a damage that waits, or for any. The aim is not taught, because perception gave no reason
+        for it."""
         on_damage = [c for c in crops if any(share(d, c) >= FOUND_SHARE for d in left)]
         choice = on_damage if on_damage and self.rng.random() < 0.6 else crops
         crop = choice[int(self.rng.integers(len(choice)))]
-        waiting = [d for d in left if share(d, crop) >= FOUND_SHARE]
-        if waiting:
-            found = max(waiting, key=lambda d: crop.box.iou(Box(*d.box)))
-            self.speller.say(example, prompt.spell_call(shown.spell(Box(*found.box)), found.kind))
-        else:
-            aimed = prompt.spell_call(shown.spell(crop.box), self.any_kind())
-            self.speller.say(example, [prompt.CALL_OPEN])
-            self.speller.say(example, aimed[1:], 0)
+        aimed = prompt.spell_call(shown.spell(crop.box), self.any_kind())
+        self.speller.say(example, [prompt.CALL_OPEN])
+        self.speller.say(example, aimed[1:], 0)
         return crop
 
     def find(self, example: Example, crop: Shown, defects: list[Damage]) -> None:
@@ -300,18 +306,20 @@ class Narrator:
                 example, prompt.spell_attributes({name: score_token(attributes[name]) for name in ATTRIBUTES})
             )
 
-    def drill(self, item: Item) -> Example:
+    def drill(self, item: Item, least: bool = False) -> Example:
         """Three calls and findings that only repeat what perception proposes, and its score. Taught are their numbers
-        and words, nothing of what they decide: the decoder first learns to read, and later when to believe."""
+        and words, nothing of what they decide: the decoder first learns to read, and later when to believe. `least`: of
+        every view as few tokens as may be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
-        self.speller.request(example, words.FIRST, shown)
+        self.speller.request(example, words.FIRST, shown, least)
         for turn, (*corners, kind, _) in enumerate(shown.suspicions):
             x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
             target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
             self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
             crop = crops[int(self.rng.integers(len(crops)))]
-            self.speller.request(example, words.CROP if turn + 1 < len(shown.suspicions) else words.CROP_FINAL, crop)
+            template = words.CROP if turn + 1 < len(shown.suspicions) else words.CROP_FINAL
+            self.speller.request(example, template, crop, least)
             self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
         score = float(np.clip(shown.score, SCORE_MIN, SCORE_MAX))
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)

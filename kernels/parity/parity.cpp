@@ -15,12 +15,14 @@
 #include <vector>
 
 #include "../fused.hpp"
+#include "../fused_survey.hpp"
 #include "../placement.hpp"
+#include "../survey.hpp"
 #include "../tiles.hpp"
 
 namespace {
 
-constexpr char MAGIC[8] = {'q', 'c', 'k', 't', 'i', 'l', 'e', '1'};
+constexpr char MAGIC[8] = {'q', 'c', 'k', 't', 'i', 'l', 'e', '2'};
 
 class Reader {
  public:
@@ -98,6 +100,36 @@ void render_fused(const qcheck::Image& image, const Case& one, const Value* tabl
   }
 }
 
+struct SerialThreads {
+  template <class Function>
+  void each(Function function) {
+    for (int thread = 0; thread < qcheck::fused::THREADS; ++thread) function(thread);
+  }
+};
+
+void survey_fused(const qcheck::Image& image, float* map) {
+  const qcheck::fused::SurveyJob job{image.data, image.stride, image.width, image.height, map};
+  const auto shared = std::make_unique<qcheck::fused::SurveyShared>();
+  for (int index = 0; index < qcheck::fused::survey_blocks(job); ++index) {
+    SerialThreads block;
+    qcheck::fused::SurveyBlock<SerialThreads>(job, index, *shared, block).run();
+  }
+}
+
+/// How many values are not the wanted bits; the first is named.
+template <class Bits, class Value>
+long compare(const std::string& name, int number, const std::vector<Value>& got, const std::vector<Bits>& want) {
+  long bad = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    Bits bits;
+    std::memcpy(&bits, &got[i], sizeof bits);
+    if (bits == want[i]) continue;
+    if (!bad++)
+      std::printf("%s: case %d differs first at value %zu of %zu\n", name.c_str(), number, i, want.size());
+  }
+  return bad;
+}
+
 /// Values that differ; Bits is what Value is made of.
 template <class Value, class Bits>
 long differing(Reader& in, const Case& one, int number) {
@@ -110,29 +142,28 @@ long differing(Reader& in, const Case& one, int number) {
   }
   const auto want = in.values<Bits>(total);
   const qcheck::Image image{one.bytes.data(), one.stride, one.width, one.height};
+  const std::size_t cells = static_cast<std::size_t>(qcheck::cells_along(one.width)) * qcheck::cells_along(one.height);
+  const auto want_map = in.values<std::uint32_t>(cells * qcheck::STATISTICS);
   long bad = 0;
-  const auto compare = [&](const char* name, const std::vector<Value>& got) {
-    for (std::size_t i = 0; i < total; ++i) {
-      Bits bits;
-      std::memcpy(&bits, &got[i], sizeof bits);
-      if (bits == want[i]) continue;
-      if (!bad++) std::printf("%s: case %d differs first at value %zu of %zu\n", name, number, i, total);
-    }
-  };
   for (const auto* passes : qcheck::usable_passes()) {
     std::vector<Value> got(total);
+    std::vector<float> map(want_map.size());
     std::vector<Value*> out;
     for (const auto start : starts) out.push_back(got.data() + start);
-    qcheck::render<Value>(*passes, image, one.tiles, table.data(), one.layout, one.patches, out.data(), one.threads);
-    compare(passes->name, got);
+    qcheck::render<Value>(*passes, image, one.tiles, table.data(), one.layout, one.patches, out.data(), one.threads,
+                          map.data());
+    bad += compare(passes->name, number, got, want);
+    bad += compare(passes->name + std::string(", survey"), number, map, want_map);
   }
   std::vector<Value> got(total);
+  std::vector<float> map(want_map.size());
   render_fused<Value>(image, one, table.data(), got.data());
-  compare("fused", got);
-  return bad;
+  survey_fused(image, map.data());
+  bad += compare("fused", number, got, want);
+  return bad + compare("fused, survey", number, map, want_map);
 }
 
-int compare(const char* path) {
+int compare_all(const char* path) {
   Reader in(path);
   char magic[sizeof MAGIC];
   in.fill(magic, sizeof magic);
@@ -158,7 +189,7 @@ int main(int count, char** arguments) {
     return 2;
   }
   try {
-    return compare(arguments[1]);
+    return compare_all(arguments[1]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

@@ -19,8 +19,9 @@ class Backend(Protocol):
         """An empty cache in this backend's memory."""
         ...
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(1, 3, height, width) normalised pixels of a view -> (tokens, hidden)."""
+    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """(1, 3, height, width) normalised pixels of a view -> (tokens, hidden). `survey`: (1, rows, columns, 8), what
+        lies under the view; there if the contract says so."""
         ...
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from qcheck.contract import (
     LOGITS,
     PIXELS,
     POSITION_IDS,
+    SURVEY,
     past_name,
     present_name,
 )
@@ -64,8 +65,9 @@ class OnnxRuntimeCpu:
     def _clone(self, buffers: Buffers) -> Buffers:
         return {name: self._value(value.numpy().copy()) for name, value in buffers.items()}
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        tokens: NDArray[np.float32] = self._vision.run([IMAGE_TOKENS], {PIXELS: pixels})[0]
+    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        inputs = {PIXELS: pixels} if survey is None else {PIXELS: pixels, SURVEY: survey}
+        tokens: NDArray[np.float32] = self._vision.run([IMAGE_TOKENS], inputs)[0]
         return tokens
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
