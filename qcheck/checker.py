@@ -5,12 +5,14 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from qcheck.errors import BundleError, EngineError, PhotoError, UsageError, printable
 from qcheck.photo import DEFAULT_MAX_PIXELS, Photo
 from qcheck.probe import Limits
+from qcheck.tiles import smart_resize
 from qcheck.verdict import Failure, Verdict
 
 __all__ = ["Checker", "Judge", "Limits", "OpenPhoto"]
@@ -66,18 +68,28 @@ class Checker:
         device: str = "auto",
         threads: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        fast_decode: bool = False,
     ) -> "Checker":
         """A checker over the bundle in directory `model` (None: the one that ships with qcheck).
 
+        `fast_decode`: JPEGs are decoded no larger than the view needs, for a single pass only.
         Raises BundleError, EngineError or UsageError.
         """
         from qcheck.bundle import Bundle  # here, because they load the inference runtime
         from qcheck.engine import Engine
         from qcheck.probe import Prober
 
+        limits = limits or Limits()
+        if fast_decode and limits.max_probes:
+            raise UsageError("--fast-decode: crops are cut from every pixel of a photo; add --max-probes 0")
         bundle = Bundle.open(model)
+        contract = bundle.contract
+        if fast_decode and contract.pixels.survey:
+            raise UsageError(f"--fast-decode: {contract.name} looks at every pixel of a photo; leave it out")
+        enough = partial(smart_resize, spec=contract.global_view) if fast_decode else None
         prober = Prober(Engine.open(bundle, device=device, threads=threads))
-        return cls(prober, limits or Limits(), kinds=bundle.contract.kinds, max_pixels=max_pixels)
+        open_photo = partial(Photo.open, enough=enough)
+        return cls(prober, limits, kinds=contract.kinds, max_pixels=max_pixels, open_photo=open_photo)
 
     def check(self, paths: Iterable[str | Failure]) -> Generator[Verdict | Failure, None, None]:
         """One result a path, in order, each as soon as it is ready; a Failure among the paths passes through.

@@ -39,6 +39,9 @@ SERVED: Final = "JPEG, PNG, WebP, TIFF, BMP and GIF"
 
 _HEAD_BYTES: Final = 32  # as much as any signature below looks at
 _Reader = Callable[[BinaryIO], ImageFile.ImageFile]
+Enough = Callable[[int, int], tuple[int, int]]
+_SCALES: Final = (8, 4, 2)  # that a JPEG's blocks can be decoded at
+_FIRST_TURNED: Final = 5  # EXIF orientations from here on swap width and height
 
 # The readers are called directly, not through Image.open: it would try every format it knows, and checks a limit that
 # is not ours. An MPO (two JPEGs in one file) is its first picture, as is a GIF, an APNG or a TIFF of many pages.
@@ -93,41 +96,51 @@ _UPRIGHT: Final[dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]] = {
 class Photo:
     """A decoded photo.
 
-    `pixels`: (height, width, 3) uint8, upright, sRGB, C-contiguous, read-only. `decode_scale`: 1 is full resolution.
-    Photos compare by identity.
+    `pixels`: (height, width, 3) uint8, upright, sRGB, C-contiguous, read-only. `decode_scale`: 1 is full resolution; at
+    n it was decoded at 1/n of its `full_size` (width, height). Photos compare by identity.
     """
 
     path: str
     pixels: NDArray[np.uint8]
     decode_scale: int = 1
+    full_size: tuple[int, int] | None = None
 
     @property
     def width(self) -> int:
-        return int(self.pixels.shape[1])
+        return self.full_size[0] if self.full_size else int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        return int(self.pixels.shape[0])
+        return self.full_size[1] if self.full_size else int(self.pixels.shape[0])
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> "Photo":
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        enough: Enough | None = None,
+    ) -> "Photo":
         """The photo in a JPEG, PNG, WebP, TIFF, BMP or GIF file (of several pictures, the first).
 
         EXIF orientation is applied, an ICC profile is converted to sRGB (a broken one is ignored, as viewers do),
         transparency is laid over white, 16-bit grey becomes round(value / 257), 16-bit colour keeps its high byte.
+        `enough`: from the upright width and height, the size of the only view that is wanted; a JPEG is then decoded at
+        1/2, 1/4 or 1/8 of its size, if that is no smaller.
+
         Raises PhotoError: not_found, unreadable, not_an_image, truncated, too_large (more than `max_pixels`, seen in
         the header before anything is decoded; or more than memory holds), unsupported.
         """
         name = os.fspath(path)
         try:
             with _open_regular(name) as file:
-                pixels = _decode(file, max_pixels)
+                pixels, scale, full_size = _decode(file, max_pixels, enough)
         except PhotoError as error:
             raise PhotoError(error.kind, f"{name}: {error}") from error.__cause__
         except MemoryError as error:
             message = "needs more memory to decode than there is; free some, or judge a smaller copy"
             raise PhotoError("too_large", f"{name}: {message}") from error
-        return cls(name, _frozen(pixels))
+        return cls(name, _frozen(pixels), scale, full_size)
 
     @classmethod
     def from_pixels(cls, pixels: NDArray[np.uint8], path: str = "") -> "Photo":
@@ -203,21 +216,31 @@ class _Quiet:
 _quiet: Final = _Quiet()
 
 
-def _decode(file: BinaryIO, max_pixels: int) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8, upright sRGB; raises PhotoError without the path."""
+def _decode(
+    file: BinaryIO, max_pixels: int, enough: Enough | None
+) -> tuple[NDArray[np.uint8], int, tuple[int, int] | None]:
+    """(H, W, 3) uint8, upright sRGB; the scale it was decoded at, and if that is not 1 the upright width and height
+    that were scaled. Raises PhotoError without the path."""
     try:
         reader = _reader_for(file.read(_HEAD_BYTES))
         file.seek(0)
         with _quiet:
             image = _header(reader, file)
             _check_size(image.size, max_pixels)
-        pixels = _fast_jpeg(image, file)
+        scale, full_size = 1, image.size
+        if enough is not None and isinstance(image, JpegImageFile):
+            with _quiet:
+                full_size = image.size[::-1] if _orientation(image) >= _FIRST_TURNED else image.size
+            scale = _scale_for(full_size, enough)
+        pixels = _fast_jpeg(image, file, scale)
         if pixels is None:
+            scale = 1
             with _quiet:
                 _load(image)
                 pixels = np.asarray(_over_white(image))
         with _quiet:
-            return _UPRIGHT[_orientation(image)](pixels)
+            upright = _UPRIGHT[_orientation(image)](pixels)
+        return upright, scale, full_size if scale > 1 else None
     except OSError as error:  # of reading: Pillow's own are dealt with where they arise
         raise PhotoError("unreadable", f"cannot be read: {_reason(error)}") from error
 
@@ -268,6 +291,13 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise PhotoError("too_large", f"{message}; raise --max-pixels, or judge a smaller copy")
 
 
+def _scale_for(size: tuple[int, int], enough: Enough) -> int:
+    """The greatest divisor of a size that leaves what is enough."""
+    wanted = enough(*size)
+    fits = (s for s in _SCALES if all(-(-side // s) >= least for side, least in zip(size, wanted, strict=True)))
+    return next(fits, 1)
+
+
 def _load(image: ImageFile.ImageFile) -> None:
     try:
         image.load()
@@ -279,20 +309,28 @@ def _load(image: ImageFile.ImageFile) -> None:
         raise _damaged() from error
 
 
-def _fast_jpeg(image: ImageFile.ImageFile, file: BinaryIO) -> NDArray[np.uint8] | None:
-    """A JPEG in RGB or grey by libjpeg-turbo, (H, W, 3) sRGB as stored; None if it is for Pillow to decode."""
+def _fast_jpeg(image: ImageFile.ImageFile, file: BinaryIO, scale: int) -> NDArray[np.uint8] | None:
+    """A JPEG in RGB or grey by libjpeg-turbo, (H, W, 3) sRGB as stored, at 1/`scale` of its size; None if it is for
+    Pillow to decode."""
     profile = image.info.get("icc_profile")
     if not isinstance(image, JpegImageFile) or not (image.mode == "RGB" or (image.mode == "L" and not profile)):
         return None
     file.seek(0)
+    width, height = (-(-side // scale) for side in image.size)
     try:
         # Strict: what has recoverable errors goes to Pillow, which says which of them it forgives.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            file.read(), colorspace="RGB", fastdct=False, fastupsample=False, strict=True
+            file.read(),
+            colorspace="RGB",
+            fastdct=False,
+            fastupsample=False,
+            min_width=width,  # the least scale of eighths that leaves as much
+            min_height=height,
+            strict=True,
         )
     except ValueError:
         return None
-    if pixels.shape != (image.height, image.width, 3):
+    if pixels.shape != (height, width, 3):
         return None
     if _is_srgb(profile):
         return pixels

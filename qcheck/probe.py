@@ -6,7 +6,7 @@ Pure policy over an Engine: what is shown, what may be said, when to stop, and w
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qcheck.engine import Conversation, Engine, Request
@@ -87,12 +87,19 @@ class _Session:
         may_call = self._may_call(used=len(self.probes) + (asked is not None))
         kind: Request = "crop" if asked else "first"
         request: Request = kind if may_call else ("crop_final" if asked else "first_final")
-        self.talk.show(request, self.photo.pixels, view)
+        self.talk.show(request, self.photo.pixels, self._decoded(view))
         said = self.talk.say(self.engine.grammar.matcher(after_crop=asked is not None, may_call=may_call))
         turn = parse_turn(said, self.contract.attributes)
         if asked is not None:
             self._note(asked, view, turn.finding)
         return turn.move
+
+    def _decoded(self, view: View) -> View:
+        """A view in the pixels that there are. Only the whole is ever shown of a photo that was decoded smaller."""
+        if self.photo.decode_scale == 1:
+            return view
+        assert view.box == whole(self.photo.width, self.photo.height), "crops need every pixel"
+        return replace(view, box=whole(self.photo.pixels.shape[1], self.photo.pixels.shape[0]))
 
     def _too_late(self) -> bool:
         """Whether the crop that was just asked for would end after the budget, if it takes as long as this turn did."""

@@ -208,12 +208,15 @@ def test_options_reach_the_checker(run: Run, opened: Opened) -> None:
     run("a.jpg")
     run(
         *("a.jpg", "--model", "m", "--device", "cpu", "--threads", "2", "--max-pixels", "9"),
-        *("--max-probes", "0", "--budget-ms", "250.5"),
+        *("--max-probes", "0", "--budget-ms", "250.5", "--fast-decode"),
     )
     (no_model, plain), (model, given) = opened
     limits, few = plain.pop("limits"), given.pop("limits")
-    assert (no_model, plain) == (None, {"device": "auto", "threads": None, "max_pixels": DEFAULT_MAX_PIXELS})
-    assert (model, given) == (Path("m"), {"device": "cpu", "threads": 2, "max_pixels": 9})
+    assert (no_model, plain) == (
+        None,
+        {"device": "auto", "threads": None, "max_pixels": DEFAULT_MAX_PIXELS, "fast_decode": False},
+    )
+    assert (model, given) == (Path("m"), {"device": "cpu", "threads": 2, "max_pixels": 9, "fast_decode": True})
     assert (limits.max_probes, limits.budget_ms, few.max_probes, few.budget_ms) == (3, None, 0, 250.5)
 
 

@@ -141,6 +141,22 @@ def test_no_probes_is_a_single_pass(tmp_path: Path) -> None:
         assert record["budget"] == {"max_probes": 0, "used": 0, "stopped_by": "max_probes"}
 
 
+def test_a_fast_decode_says_so_and_judges_nearly_the_same(tmp_path: Path) -> None:
+    """On an example enlarged, whose view needs no more than half of it."""
+    with Image.open(EXAMPLES[0]) as image:
+        image.resize((3400, 2300)).save(tmp_path / "large.jpg", quality=92)
+    (whole,) = records("large.jpg", "--max-probes", "0", cwd=tmp_path)
+    (fast,) = records("large.jpg", "--max-probes", "0", "--fast-decode", cwd=tmp_path)
+    assert (whole["decode"], fast["decode"]) == ({"scale": 1}, {"scale": 2})
+    assert (fast["width"], fast["height"]) == (3400, 2300)
+    assert fast["score"] == pytest.approx(whole["score"], abs=0.5)
+    refused = qcheck("large.jpg", "--fast-decode", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "qcheck: error: --fast-decode: crops are cut from every pixel of a photo; add --max-probes 0\n"
+    )
+
+
 def test_one_probe_is_at_most_one(judged: list[Record], tmp_path: Path) -> None:
     for record, full in zip(records("--max-probes", "1", *EXAMPLES, cwd=tmp_path), judged, strict=True):
         assert len(record["probes"]) == min(1, len(full["probes"]))

@@ -205,6 +205,53 @@ def test_ycck_jpeg_is_not_read_as_cmyk(tmp_path: Path) -> None:
     assert (shown(path) != plain).any()
 
 
+# --- smaller than it is stored
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("wanted", "scale"), [(1, 8), (42, 8), (43, 4), (84, 4), (85, 2), (167, 2), (168, 1), (1000, 1)])
+def test_a_jpeg_is_decoded_no_larger_than_is_enough(tmp_path: Path, orientation: int, wanted: int, scale: int) -> None:
+    """With 333 x 501 pixels stored; Pillow's draft mode decodes the same eighths."""
+    path = save(tmp_path / "a.jpg", Image.fromarray(scene(501, 333)), exif=exif(orientation), quality=90)
+    asked = []
+
+    def enough(width: int, height: int) -> tuple[int, int]:
+        asked.append((width, height))
+        return (1, wanted) if orientation == 6 else (wanted, 1)
+
+    photo = Photo.open(path, enough=enough)
+    with Image.open(path) as drafted:
+        drafted.draft("RGB", (333 // scale, 501 // scale))
+        stored = np.asarray(drafted)
+    assert photo.decode_scale == scale
+    assert (photo.width, photo.height) == ((501, 333) if orientation == 6 else (333, 501))
+    assert asked == [(photo.width, photo.height)]
+    np.testing.assert_array_equal(photo.pixels, TURNED[orientation](stored))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_other_formats_are_decoded_whole(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(scene(80, 100)))
+    photo = Photo.open(path, enough=lambda width, height: (1, 1))
+    assert (photo.decode_scale, photo.pixels.shape, photo.width, photo.height) == (1, (80, 100, 3), 100, 80)
+
+
+def test_what_pillow_has_to_decode_is_decoded_whole(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(scene(80, 100)).convert("CMYK"))
+    photo = Photo.open(path, enough=lambda width, height: (1, 1))
+    assert (photo.decode_scale, photo.pixels.shape, photo.width) == (1, (80, 100, 3), 100)
+
+
+def test_a_small_decode_goes_through_its_profile_too(tmp_path: Path) -> None:
+    image = Image.fromarray(scene(160, 240))
+    plain, profiled = (
+        Photo.open(save(tmp_path / name, image, icc_profile=profile), enough=lambda w, h: (w // 4, h // 4))
+        for name, profile in (("a.jpg", None), ("b.jpg", swapped_profile()))
+    )
+    assert plain.pixels.shape == profiled.pixels.shape == (40, 60, 3)
+    np.testing.assert_array_equal(profiled.pixels, through_cms(plain.pixels, swapped_profile()))
+
+
 # --- orientation
 
 TURNED = {

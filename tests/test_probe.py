@@ -46,6 +46,17 @@ def judge(plan: Plan, limits: Limits, of: Photo | None = None) -> tuple[Verdict,
     return Prober(engine).judge(of or photo(), limits), backend
 
 
+def test_a_photo_that_was_decoded_smaller_is_shown_whole_and_keeps_its_size() -> None:
+    half = Photo("a.jpg", np.ascontiguousarray(CHECKERS[::2, ::2]), 2, (WIDTH, HEIGHT))
+    defect = [("noise", "slight", COORDS)]
+    verdict, backend = judge(lambda *_: spelled_answer(defects=defect), Limits(0), half)
+    assert (verdict.width, verdict.height, verdict.decode_scale) == (WIDTH, HEIGHT, 2)
+    assert verdict.defects[0].box == Box(800, 600, 1000, 750)
+    # Every other pixel of the checkers is black, and so is every view of them.
+    assert [view.max() for view in backend.seen] == [0]
+    assert backend.seen[0].shape == judge(lambda *_: spelled_answer(), Limits(0))[1].seen[0].shape
+
+
 def requests(backend: FakeBackend) -> list[str]:
     """The requests of the talk, in order, read back from what was fed."""
     fed: list[int] = backend.caches[0].buffers["fed"]

@@ -44,6 +44,10 @@ Model = Annotated[
 DeviceChoice = Annotated[Device, typer.Option(help="Where to run; auto takes the best there is.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads.")]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse larger photos, in pixels.")]
+FastDecode = Annotated[
+    bool,
+    typer.Option("--fast-decode", help="Decode JPEGs no larger than the view needs; scores may differ a little."),
+]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Also look below the directories.")]
 
 
@@ -60,6 +64,7 @@ def check(
     device: DeviceChoice = Device.AUTO,
     threads: Threads = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    fast_decode: FastDecode = False,
 ) -> None:
     """Judge photos. This is what qcheck does with FILES when no command is named."""
     from qcheck.checker import Checker, Limits  # here: numpy and the model's runtime are not for --help
@@ -72,7 +77,14 @@ def check(
     if as_json and as_jsonl:
         raise UsageError("--json and --jsonl exclude each other; give one")
     limits = Limits(max_probes=max_probes, budget_ms=budget_ms)
-    checker = Checker.open(model, limits=limits, device=device.value, threads=threads, max_pixels=max_pixels)
+    checker = Checker.open(
+        model,
+        limits=limits,
+        device=device.value,
+        threads=threads,
+        max_pixels=max_pixels,
+        fast_decode=fast_decode,
+    )
     gate = Gate.of(fail_under, fail_on or [], known=checker.kinds)
     code = exits.PASSED
     output: Format = "json" if as_json else "jsonl" if as_jsonl else "human"
