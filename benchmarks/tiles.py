@@ -8,7 +8,8 @@ processor, Pillow + NumPy, OpenCV by area where it is installed (its bicubic has
 bicubic. Ways take turns within a round; medians. GB/s: bytes of the boxes and of the result, over the time; `copy` is
 the share of what this machine copies in a second. What bounds it: reading every pixel once, then the products of the
 pass across. Last, one JSON line; its ratios are transformers' PIL processor over ours at 24 MP, higher is better, and
-`mismatches` counts values in which ours differ from that processor's.
+`mismatches` counts values in which ours differ from that processor's; `survey_*` are the time with
+the survey over the time without, lower is better.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from PIL import Image
 
 from qcheck import _kernels
 from qcheck.photo import Photo
+from qcheck.survey import empty_map
 from qcheck.tiles import ViewSpec, normalise_table, smart_resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -33,6 +35,7 @@ SIDE, MERGE, REPEATS = 14, 2, 2
 GLOBAL: Final = ViewSpec(SIDE * MERGE, 56 * 56, 1024 * 1024, 2.0)
 CROP, CROP_TO = 896, 448
 OURS: Final = ("ours, 1 thread", "ours, 2 threads")
+SURVEYING: Final = tuple(f"{name}, surveying" for name in OURS)
 THEIRS: Final = "transformers' PIL processor"
 Pixels = NDArray[np.uint8]
 Job = tuple[list[tuple[int, int, int, int]], list[tuple[int, int]]]
@@ -58,9 +61,14 @@ def jobs(pixels: Pixels) -> dict[str, Job]:
     }
 
 
-def ours(threads: int) -> Callable[[Pixels, Job], NDArray[np.float32]]:
+def ours(threads: int, surveying: bool = False) -> Callable[[Pixels, Job], NDArray[np.float32]]:
     table = normalise_table(MEAN, STD)
-    return lambda pixels, job: _kernels.render(pixels, *job, table, (SIDE, MERGE, REPEATS), threads)
+
+    def run(pixels: Pixels, job: Job) -> NDArray[np.float32]:
+        survey = empty_map(pixels.shape[1], pixels.shape[0]) if surveying else None
+        return _kernels.render(pixels, *job, table, (SIDE, MERGE, REPEATS), threads, "", survey)
+
+    return run
 
 
 def packed(planes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -192,6 +200,7 @@ def main() -> None:
         "OpenCV, area": opencv,
         "torch, 1 thread": torch_bicubic,
     }
+    surveying = {name: ours(threads, True) for threads, name in enumerate(SURVEYING, 1)}
     bandwidth = copy_bandwidth(args.rounds)
     print(f"processor: {_kernels.processors()[0]}; one thread copies {bandwidth:.1f} GB/s")
     row: dict[str, float] = {}
@@ -201,7 +210,8 @@ def main() -> None:
     for label, make in pictures:
         pixels = make()
         for task, job in jobs(pixels).items():
-            used = {name: way for name, way in ways.items() if available(name, way, pixels, job)}
+            tried = {**ways, **surveying} if task == "global" else ways
+            used = {name: way for name, way in tried.items() if available(name, way, pixels, job)}
             want, got = used[THEIRS](pixels, job), used[OURS[1]](pixels, job)
             # Another size than ours means that the processor chose another: then there is nothing to compare.
             mismatches += int((want != got).sum()) if want.shape == got.shape else want.size
@@ -217,6 +227,8 @@ def main() -> None:
                 for threads, name in enumerate(OURS, 1):
                     suffix = "1thread_x" if threads == 1 else "2threads_x"
                     row[f"{task}_{suffix}"] = medians[THEIRS] / medians[name]
+                    if task == "global":
+                        row[f"survey_{suffix}"] = medians[SURVEYING[threads - 1]] / medians[name]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "24.jpg"
         Image.fromarray(photo(24)).save(path, quality=92)
@@ -225,7 +237,7 @@ def main() -> None:
         print(f"{'24 MP':12} {'file':6} {name:28} {ms:8.1f} ms {medians[THEIRS] / ms:32.1f}x")
     row["file_to_tensors_x"] = medians[THEIRS] / medians[OURS[1]]
     if "crops_1thread_x" in row:
-        row["crops_x"] = row["crops_1thread_x"]
+        row["crops_x"] = row.pop("crops_1thread_x")
     print(json.dumps({**{k: round(v, 2) for k, v in row.items()}, "mismatches": mismatches + differing}))
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from qcheck.errors import BundleError, EngineError, PhotoError, UsageError, printable
 from qcheck.photo import DEFAULT_MAX_PIXELS, Photo
@@ -16,6 +16,8 @@ from qcheck.tiles import smart_resize
 from qcheck.verdict import Failure, Verdict
 
 __all__ = ["Checker", "Judge", "Limits", "OpenPhoto"]
+
+LARGE_PIXELS: Final = 100_000_000
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +97,9 @@ class Checker:
         """One result a path, in order, each as soon as it is ready; a Failure among the paths passes through.
 
         While a photo is judged, the next is fetched from `paths` and decoded in one background thread, and no more
-        than that one, so that at most two decoded photos are in memory. What goes wrong with one photo becomes its
-        Failure and the others go on. UsageError and BundleError concern every photo and are raised, as is whatever
-        `paths` itself raises. Closing the iterator ends the thread.
+        than that one, so that at most two decoded photos are in memory; beside one of more than LARGE_PIXELS, none.
+        What goes wrong with one photo becomes its Failure and the others go on. UsageError and BundleError concern
+        every photo and are raised, as is whatever `paths` itself raises. Closing the iterator ends the thread.
         """
         source = iter(paths)
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qcheck-decode")
@@ -108,9 +110,13 @@ class Checker:
         try:
             coming = ahead()
             while (current := coming.result()) is not None:
-                coming = ahead()
+                alone = isinstance(current, _Decoded) and current.photo.pixels.size > 3 * LARGE_PIXELS
+                if not alone:
+                    coming = ahead()
                 result = self._judged(current)
                 del current  # the consumer may take its time; the pixels need not wait for it
+                if alone:
+                    coming = ahead()
                 yield result
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -37,6 +37,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 DEFAULT_MAX_PIXELS: Final = 200_000_000
 SERVED: Final = "JPEG, PNG, WebP, TIFF, BMP and GIF"
 
+_STRIP_PIXELS: Final = 1 << 20  # that are converted at once
 _HEAD_BYTES: Final = 32  # as much as any signature below looks at
 _Reader = Callable[[BinaryIO], ImageFile.ImageFile]
 Enough = Callable[[int, int], tuple[int, int]]
@@ -140,7 +141,7 @@ class Photo:
         except MemoryError as error:
             message = "needs more memory to decode than there is; free some, or judge a smaller copy"
             raise PhotoError("too_large", f"{name}: {message}") from error
-        return cls(name, _frozen(pixels), scale, full_size)
+        return cls(name, pixels, scale, full_size)
 
     @classmethod
     def from_pixels(cls, pixels: NDArray[np.uint8], path: str = "") -> "Photo":
@@ -237,10 +238,11 @@ def _decode(
             scale = 1
             with _quiet:
                 _load(image)
-                pixels = np.asarray(_over_white(image))
+                pixels = _in_strips(_over_white, image)
         with _quiet:
-            upright = _UPRIGHT[_orientation(image)](pixels)
-        return upright, scale, full_size if scale > 1 else None
+            orientation = _orientation(image)
+        image.close()  # its pixels need not wait until ours are turned
+        return _frozen(_UPRIGHT[orientation](pixels)), scale, full_size if scale > 1 else None
     except OSError as error:  # of reading: Pillow's own are dealt with where they arise
         raise PhotoError("unreadable", f"cannot be read: {_reason(error)}") from error
 
@@ -334,7 +336,28 @@ def _fast_jpeg(image: ImageFile.ImageFile, file: BinaryIO, scale: int) -> NDArra
         return None
     if _is_srgb(profile):
         return pixels
-    return np.asarray(_to_srgb(Image.fromarray(pixels), profile))
+    for top in range(0, height, _strip_rows(width)):
+        strip = pixels[top : top + _strip_rows(width)]
+        strip[:] = np.asarray(_to_srgb(Image.fromarray(strip), profile))
+    return pixels
+
+
+def _strip_rows(width: int) -> int:
+    return max(1, _STRIP_PIXELS // width)
+
+
+def _in_strips(convert: Callable[[Image.Image], Image.Image], image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8, what `convert` makes of a loaded picture; of a large one strip by strip, because Pillow holds
+    four bytes a pixel of every picture on the way. No pixel may depend on another."""
+    width, height = image.size
+    rows = _strip_rows(width)
+    if rows >= height:
+        return np.asarray(convert(image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows)))
+        pixels[top : top + rows] = np.asarray(convert(strip))
+    return pixels
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

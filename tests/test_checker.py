@@ -151,6 +151,27 @@ def test_no_more_than_one_photo_is_decoded_ahead(judge: Any) -> None:
     assert opened == names
 
 
+def test_beside_a_very_large_photo_none_is_decoded(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcheck.checker.LARGE_PIXELS", 11)
+    events: list[str] = []
+
+    def opening(path: str, *, max_pixels: int) -> Photo:
+        events.append(f"open {path}")
+        return Photo(path, np.zeros((3, 4 if path == "large" else 3, 3), np.uint8))
+
+    real_judge = judge.judge
+
+    def judging(photo: Photo, limits: Limits, *, decode_ms: float) -> Any:
+        time.sleep(0.05)  # in which the next photo would have been opened
+        events.append(f"judged {photo.path}")
+        return real_judge(photo, limits, decode_ms=decode_ms)
+
+    judge.judge = judging
+    checker = Checker(judge, LIMITS, open_photo=opening)
+    assert [result.path for result in checker.check(["a", "large", "b"])] == ["a", "large", "b"]
+    assert events == ["open a", "open large", "judged a", "judged large", "open b", "judged b"]
+
+
 def test_a_result_is_out_before_the_next_photo_is_judged(checker: Checker, judge: Any) -> None:
     results = checker.check(["a", "b"])
     next(results)

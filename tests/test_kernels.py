@@ -167,6 +167,52 @@ def test_wrong_input_is_refused(changed: dict[str, Any], message: str | None) ->
         render(**(right | changed))
 
 
+ODD_NUMBERS = st.sampled_from(
+    [-(2**63), -1, 0, 1, 2, 7, 28, 40, 56, 60, 61, 2**31, 2**40, 2**63, 1.5, math.nan, None, "7"]
+)
+ODD_IMAGES = st.sampled_from(
+    [
+        IMAGE,
+        IMAGE[::-1],
+        IMAGE[::2, 1:],
+        IMAGE[:, ::2],
+        IMAGE[:0],
+        IMAGE[..., :2],
+        IMAGE.astype(np.uint16),
+        np.asfortranarray(IMAGE),
+        np.lib.stride_tricks.as_strided(IMAGE, (40, 60, 3), (1, 3, 1)),
+        np.zeros((1, 1, 3), np.uint8),
+        np.zeros((40, 60, 3), ">f4"),
+        IMAGE.tobytes(),
+        None,
+    ]
+)
+ODD_TABLES = st.sampled_from([BYTES, BYTES.astype(np.float16), BYTES[:2], BYTES.T, BYTES.astype(np.int32), None])
+ODD_MAPS = st.sampled_from([None, np.zeros((2, 2, 8), np.float32), np.zeros((1, 1, 8), np.float32), BYTES])
+
+
+@given(
+    image=ODD_IMAGES,
+    boxes=st.lists(st.tuples(*[ODD_NUMBERS] * 4) | st.just(WHOLE), max_size=3),
+    sizes=st.lists(st.tuples(*[ODD_NUMBERS] * 2) | st.just((28, 56)), max_size=3),
+    table=ODD_TABLES,
+    patches=st.none() | st.tuples(*[ODD_NUMBERS] * 3) | st.just((14, 2, 2)),
+    threads=ODD_NUMBERS,
+    survey=ODD_MAPS,
+)
+@settings(max_examples=2000, deadline=None)
+def test_whatever_comes_is_served_or_refused(
+    image: Any, boxes: Any, sizes: Any, table: Any, patches: Any, threads: Any, survey: Any
+) -> None:
+    try:
+        got = render(image, boxes, sizes, table, patches, threads, "", survey)
+    except (ValueError, TypeError):
+        return
+    tiles = [planar(np.ascontiguousarray(image), box, size, table) for box, size in zip(boxes, sizes, strict=True)]
+    want = np.concatenate([patched(tile, *patches) for tile in tiles]) if patches else np.stack(tiles)
+    assert_same(got, want)
+
+
 def test_the_kernel_says_what_it_is() -> None:
     assert processors()[-1] == "baseline"
     assert _kernels.render.__doc__

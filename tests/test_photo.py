@@ -69,6 +69,9 @@ def shown(path: Path) -> Pixels:
     assert photo.pixels.flags.c_contiguous
     assert not photo.pixels.flags.writeable
     assert photo.decode_scale == 1
+    with pytest.MonkeyPatch.context() as patch:  # a large photo is converted in strips; these are of nine rows or one
+        patch.setattr(photo_module, "_STRIP_PIXELS", 9 * W)
+        np.testing.assert_array_equal(Photo.open(path).pixels, photo.pixels)
     return photo.pixels
 
 
@@ -209,7 +212,9 @@ def test_ycck_jpeg_is_not_read_as_cmyk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-@pytest.mark.parametrize(("wanted", "scale"), [(1, 8), (42, 8), (43, 4), (84, 4), (85, 2), (167, 2), (168, 1), (1000, 1)])
+@pytest.mark.parametrize(
+    ("wanted", "scale"), [(1, 8), (42, 8), (43, 4), (84, 4), (85, 2), (167, 2), (168, 1), (1000, 1)]
+)
 def test_a_jpeg_is_decoded_no_larger_than_is_enough(tmp_path: Path, orientation: int, wanted: int, scale: int) -> None:
     """With 333 x 501 pixels stored; Pillow's draft mode decodes the same eighths."""
     path = save(tmp_path / "a.jpg", Image.fromarray(scene(501, 333)), exif=exif(orientation), quality=90)
