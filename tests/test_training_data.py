@@ -386,7 +386,7 @@ def test_examples_are_consistent(pool: list[Item], name: str) -> None:
 def test_tokens_are_left_out_at_random(pool: list[Item]) -> None:
     """In order, each with its own place in the view; the words after an image stand where they always do."""
     trajectories = script("trajectories")
-    image = tokenizer().token_to_id(words.IMAGE)
+    image, slots = tokenizer().token_to_id(words.IMAGE), script("visual").SLOTS
     shown = trajectories.shown_views(pool[0])[0]
     count = shown.seen.shape[0] * shown.seen.shape[1]
     whole = trajectories.Example()
@@ -400,13 +400,20 @@ def test_tokens_are_left_out_at_random(pool: list[Item]) -> None:
         (kept,) = example.kept
         sizes.add(len(kept))
         assert (np.diff(kept) > 0).all()
+        # Of each slot as many as of any other: a number that no token holds cannot be read.
+        of_slots = np.bincount(kept % slots, minlength=slots)
+        assert 1 <= of_slots.min() <= of_slots.max() <= of_slots.min() + 1
         assert example.tokens.count(image) == len(kept)
         of_image = np.array(whole.tokens) == image
         expected = np.concatenate((places[:, of_image][:, kept], places[:, ~of_image]), 1)
         got = np.concatenate(example.positions, 1)
         of_image = np.array(example.tokens) == image
         assert_array_equal(np.concatenate((got[:, of_image], got[:, ~of_image]), 1), expected)
-    assert round(trajectories.LEAST_KEPT * count) <= min(sizes) < max(sizes) <= count
+    assert slots <= min(sizes) < max(sizes) <= count
+    for tokens in (1, slots - 1, slots, slots + 1, 7 * slots + 3):
+        fewest = trajectories.some_of_each_slot(tokens, np.random.default_rng(1), least=True)
+        assert sorted(fewest % slots) == list(range(min(tokens, slots)))
+        assert fewest.max() < tokens
 
 
 def test_score_tokens_are_the_nearest() -> None:
@@ -447,6 +454,7 @@ def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
                 assert weights[0] == trajectories.CHOICE_WEIGHT, "whether to call is always taught"
                 if not any(weights[1:]):
                     seen.add(("any", crop))
+                    found.add(crop)
                     continue
                 assert sorted(weights[i] for i in chosen) == [
                     *([trajectories.NUMBER_WEIGHT] * 4),
@@ -454,24 +462,17 @@ def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
                 ]
                 # Where perception suspects something: the suspicion, by the name of what is really there.
                 waits = {0: ("aim0", "noise"), 2: ("truth1", "color")} if name == "local" else {}
-                if near(said, list(SUSPECTED[turn])):
-                    crops, kind = waits.get(turn, (None, "defocus"))
-                    if crops in found:
-                        crops, kind = None, "defocus"
-                    assert said[-3] == kind
-                    assert crop == crops or (crops is None and crop in ("aim1", "random"))
-                    seen.add(("suspicion", crop))
-                else:  # Else only a damage that waits.
-                    assert name == "local"
-                    assert crop not in found
-                    assert (crop, said[-3]) in {("aim0", "noise"), ("truth1", "color")}
-                    assert near(said, DAMAGE_BOX if crop == "aim0" else SECOND_BOX)
-                    seen.add(("damage", crop))
+                assert near(said, list(SUSPECTED[turn]))
+                crops, kind = waits.get(turn, (None, "defocus"))
+                if crops in found:
+                    crops, kind = None, "defocus"
+                assert said[-3] == kind
+                assert crop == crops or (crops is None and crop in ("aim1", "random"))
+                seen.add(("suspicion", crop))
                 found.add(crop)
     assert seen == {
         *(("suspicion", crop) for crop in ("aim0", "aim1", "random", "truth1")),
-        *(("damage", crop) for crop in ("aim0", "truth1")),
-        *(("any", crop) for crop in ("near", "random", "aim1")),
+        *(("any", crop) for crop in ("aim0", "aim1", "near", "random", "truth1")),
     }
     for name in ("patched", "rated"):
         weights = [w for _, example in told(pool, name) for _, all_of, _ in calls_of(example) for w in all_of[1:]]

@@ -1,0 +1,76 @@
+"""Teaching the decoder: how it starts, what teaches it, and how its reading is measured."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script, tokenizer
+
+torch = library("torch")
+library("transformers")
+nano, sft, visual, words = (script(name) for name in ("nano", "sft", "visual", "vocabulary"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    return nano.Nano(nano.config(tokenizer(), hidden=128, layers=2))
+
+
+def ids(texts: tuple[str, ...]) -> list[int]:
+    return [tokenizer().token_to_id(text) for text in texts]
+
+
+def cosine(a: Any, b: Any) -> Any:
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+
+
+def test_numbers_start_with_one_code(model: Any) -> None:
+    nano.write_numbers(model, tokenizer())
+    embeddings = model.get_input_embeddings().weight.detach()
+    assert embeddings is model.lm_head.weight or torch.equal(embeddings, model.lm_head.weight)
+    coordinates = embeddings[ids(words.COORDINATE_TOKENS)]
+    assert cosine(coordinates[:-1], coordinates[1:]).min() > 0.95
+    assert cosine(coordinates[:-20], coordinates[20:]).max() < 0.8
+    assert embeddings.std() == pytest.approx(0.02, rel=0.2)
+    # What a token shows of a number points where the number that is said does, apart from what all numbers share.
+    weight = model.model.visual.projector.from_reading.weight.detach()[:, -visual.NUMBER_BINS :]
+    shown = visual.bumps(torch.linspace(0, 1, 101), visual.NUMBER_BINS) @ weight.T
+    said, seen = coordinates - coordinates.mean(0), shown - shown.mean(0)
+    assert cosine(said, seen).min() > 0.9
+    assert (cosine(said[:, None], seen[None]).argmax(1) - torch.arange(101)).abs().max() <= 2
+
+
+def test_every_weight_is_taught_by_one_optimizer(model: Any) -> None:
+    muon, adam = sft.optimizers_of(model, 1e-3, 0.1)
+    of_muon, of_adam = ([p for group in optimizer.param_groups for p in group["params"]] for optimizer in (muon, adam))
+    assert sorted(map(id, of_muon + of_adam)) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    layers = {id(p) for p in model.model.language_model.layers.parameters()}
+    assert all(id(p) in layers and p.ndim == 2 for p in of_muon)
+    assert all(p.ndim == 1 for p in of_adam if id(p) in layers)
+    assert {group["weight_decay"] for group in adam.param_groups if group["params"][0].ndim == 1} == {0.0}
+
+
+@pytest.mark.parametrize("off", [0, 7])
+def test_what_is_misread_is_counted_in_hundredths(off: int) -> None:
+    """Two drills of a call and a finding each; findings are read right, calls `off` places too far."""
+    coordinates, size = ids(words.COORDINATE_TOKENS), tokenizer().get_vocab_size()
+    truth, rows = [[10, 20, 30, 40, 5, 6, 7, 8], [0, 90, 50, 60, 1, 2, 3, 4]], []
+    logits = torch.zeros(2, 20, size)
+    for row, numbers in enumerate(truth):
+        said = [0, 0]
+        for place, number in enumerate(numbers):
+            said += [coordinates[number], 0]
+            guess = number + off if place < 4 else number
+            logits[row, 2 + 2 * place - 1, coordinates[guess]] = 9.0
+        rows.append(said + [0] * (20 - len(said)))
+    trainer = sft.Trainer(SimpleNamespace(lm_head=lambda hidden: hidden), sft.Targets(tokenizer()), image_id=-1)
+    trainer.hidden = lambda _: (logits, torch.tensor(rows), None)
+    assert_allclose(trainer.misread([]), np.full((2, 2), [off, 0]))
