@@ -521,7 +521,7 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
                 assert said[start + 2] == prompt.THINK_CLOSE
                 assert example.weights[start + 1] == script("trajectories").CLEAN_WEIGHT
                 continue
-            assert example.weights[start + 1] == script("trajectories").CHOICE_WEIGHT
+            assert example.weights[start + 1] == script("trajectories").FOUND_WEIGHT
             assert said[start + 3] == expected[shown.role][1]
             # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
             truth = [110, 220, 780, 670] if shown.role == "aim0" else [220, 330, 670, 780]

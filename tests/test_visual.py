@@ -61,6 +61,21 @@ def test_a_description_has_its_shape(eyes: Any) -> None:
         assert visual.Projector(64)(reading, view).shape == (rows * cols, 64)
 
 
+def test_a_level_is_that_of_the_likely_kind() -> None:
+    damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
+    for kind in range(visual.KIND_OUTPUTS - 1):
+        for branch in (damage.absolute, damage.relative):
+            torch.nn.init.zeros_(branch[-1].weight)
+            kinds, levels = damage.apart(torch.zeros(visual.DAMAGE_OUTPUTS))
+            kinds[1 + kind] = 20.0
+            levels[torch.arange(len(levels)), torch.arange(len(levels)) % visual.LEVELS] = 20.0
+            branch[-1].bias.data = torch.cat((kinds, levels.flatten()))
+        kinds, levels = damage(cells)
+        assert (kinds.argmax(-1) == 1 + kind).all()
+        assert (levels.argmax(-1) == kind % visual.LEVELS).all()
+        assert torch.allclose(levels.exp().sum(-1), torch.ones(1, 2, 3), atol=1e-3)
+
+
 def evidence_of(odds: Any) -> Any:
     """Evidence whose tokens have these log odds (before the scan's bias) of being damaged, all by noise at level 4."""
     rows, cols = odds.shape

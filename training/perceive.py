@@ -28,7 +28,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
-from visual import KIND_OUTPUTS, SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, summary
+from visual import SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, summary
 
 from qcheck.tiles import Box
 
@@ -97,7 +97,8 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float) -> None
             outputs = damage.read(*inputs, train.counts[views])
         loss = torch.zeros(())
         for output in outputs:
-            kind, level = output.float().split((KIND_OUTPUTS, output.shape[1] - KIND_OUTPUTS), 1)
+            kind, level = damage.apart(output.float())
+            level = level[torch.arange(len(kinds)), (kinds - 1).clamp(min=0)]  # of the true kind; clean ones have none
             loss = loss + F.cross_entropy(kind, kinds) + LEVEL_WEIGHT * F.cross_entropy(level, levels)
         finite(loss, step)
         optimizer.zero_grad(set_to_none=True)

@@ -39,6 +39,7 @@ LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangl
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 KIND_OUTPUTS: Final = 1 + len(KINDS)  # 0: clean
 LEVELS: Final = len(DEFECT_LEVELS)
+DAMAGE_OUTPUTS: Final = KIND_OUTPUTS + len(KINDS) * LEVELS  # a level of each kind, for strong blur is not strong noise
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 20.0  # summed log odds
 # Numbers that are dealt out over the tokens: each proposal's box, strength and level, and the view's score.
@@ -98,7 +99,7 @@ class Damage(nn.Module):
             nn.Linear(DAMAGE_WIDTH, DAMAGE_WIDTH),
             nn.GELU(),
             nn.Dropout(DAMAGE_DROPOUT),
-            nn.Linear(DAMAGE_WIDTH, KIND_OUTPUTS + LEVELS),
+            nn.Linear(DAMAGE_WIDTH, DAMAGE_OUTPUTS),
         )
 
     def normalised(self, tokens: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,10 +110,15 @@ class Damage(nn.Module):
         return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
 
     def read(self, absolute: Tensor, relative: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of both branches, (..., KIND_OUTPUTS + LEVELS) each. `count`: (..., 1) tokens of the view: only big
-        photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
+        """Outputs of both branches, (..., DAMAGE_OUTPUTS) each, as `apart` takes them. `count`: (..., 1) tokens of the
+        view: only big photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
         size = torch.log2(count / COUNT_UNIT)
         return self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
+
+    @staticmethod
+    def apart(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., KIND_OUTPUTS) logits, and of the levels of each kind, (..., kinds, LEVELS)."""
+        return outputs[..., :KIND_OUTPUTS], outputs[..., KIND_OUTPUTS:].unflatten(-1, (len(KINDS), LEVELS))
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
@@ -121,8 +127,9 @@ class Damage(nn.Module):
         tokens = cells.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((2, 4))
         ones = torch.ones_like(tokens[..., :1])
         one, other = self.read(*self.normalised(tokens, mean, spread), ones * ones.sum((1, 2), keepdim=True))
-        both = (one + other) / 2
-        return both[..., :KIND_OUTPUTS], both[..., KIND_OUTPUTS:]
+        kinds, levels = self.apart((one + other) / 2)
+        shares = kinds[..., 1:].softmax(-1)[..., None]
+        return kinds, torch.log((shares * levels.softmax(-1)).sum(-2) + LEAST_DAMAGE)
 
 
 class Quality(nn.Module):
