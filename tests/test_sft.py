@@ -1,5 +1,6 @@
 """Teaching the decoder: how it starts, what teaches it, and how its reading is measured."""
 
+import copy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from numpy.testing import assert_allclose
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library, script, tokenizer
+
+from qcheck import prompt
 
 torch = library("torch")
 library("transformers")
@@ -46,6 +49,18 @@ def test_numbers_start_with_one_code(model: Any) -> None:
     said, seen = coordinates - coordinates.mean(0), shown - shown.mean(0)
     assert cosine(said, seen).min() > 0.9
     assert (cosine(said[:, None], seen[None]).argmax(1) - torch.arange(101)).abs().max() <= 2
+
+
+def test_the_bar_is_where_nothing_may_be_said(model: Any) -> None:
+    plain = copy.deepcopy(model)
+    nano.raise_bar(model, tokenizer())
+    hidden = torch.randn(3, 128)
+    raised = (model.lm_head(hidden) - plain.lm_head(hidden)).detach()
+    clean = ids((prompt.THINK_CLEAN, prompt.DEFECTS_CLOSE))
+    assert_allclose(raised[:, clean], nano.CLEAN_BAR, atol=1e-5)
+    raised[:, clean] = 0
+    assert raised.abs().max() < 1e-5
+    model.lm_head.bias = None
 
 
 def test_every_weight_is_taught_by_one_optimizer(model: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 import vocabulary as words
 from cells import CELL_PX, IMAGENET_MEAN, IMAGENET_STD
 from degradations import ATTRIBUTES, KINDS
-from nano import Nano, NanoVisual, config
+from nano import Nano, NanoVisual, config, raise_bar
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from torch import Tensor, nn
@@ -188,6 +188,7 @@ def load(checkpoint: Path) -> tuple[Nano, Any]:
     tokenizer = words.build()
     model = Nano(config(tokenizer))
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    raise_bar(model, tokenizer)
     return model.eval(), tokenizer
 
 

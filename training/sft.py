@@ -1,6 +1,6 @@
 """Supervised training of nano's decoder on what its eyes made of every view.
 
-    python training/sft.py --looked LOOKED --eyes RUN/eyes.pt --out RUN [--steps 1100] [--seed 0] [--resume]
+    python training/sft.py --looked LOOKED --eyes RUN/eyes.pt --out RUN [--steps 650] [--seed 0] [--resume]
 
 The eyes (perceive.py) stay as they are, so a step costs only the projector and the decoder. The first steps are a
 drill: to say what the eyes propose. Every later one sees rated photos (their score), patched and whole-damaged ones,
@@ -206,13 +206,13 @@ def main() -> None:
     parser.add_argument("--looked", type=Path, required=True, help="the output of look.py")
     parser.add_argument("--eyes", type=Path, required=True, help="the checkpoint of perceive.py it was made with")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=650)
     parser.add_argument("--drill-steps", type=int, default=300, help="of --steps")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=150, help="steps between evaluations and checkpoints")
+    parser.add_argument("--every", type=int, default=50, help="steps between evaluations and checkpoints")
     parser.add_argument(
         "--batch", type=int, nargs=5, default=(24, 4, 4, 4, 12), metavar=tuple(k.upper() for k in LOOKED)
     )
