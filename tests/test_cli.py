@@ -38,6 +38,8 @@ from qcheck.cli import main
 from qcheck.photo import Photo
 from qcheck.verdict import Budget, EngineInfo, ModelInfo, Timing, Verdict
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background has been told to ignore
+
 class Judge:
     def judge(self, photo, limits, *, decode_ms=0.0):
         before(photo.path)
