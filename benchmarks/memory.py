@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--megapixels 24 108]
 
 Each figure is the peak of a fresh process (Linux's VmHWM) over what it held before, when everything was loaded and had
-run once on a small photo. `file`: opening a photo, over the bytes of its RGB pixels; at most 2 for JPEG. `tiles`: the
+run once on a small photo. `file`: opening a photo, over the bytes of its RGB pixels; the target is 2. `tiles`: the
 global view and three crops with the survey, MB beyond the decoded photo and the results; the target is at most 64.
 Last, one JSON line.
 """

@@ -6,14 +6,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "anywhere.hpp"
 #include "coefficients.hpp"
 #include "tiles.hpp"
-
-#if defined(__CUDACC__)
-#define QCHECK_ANYWHERE __host__ __device__
-#else
-#define QCHECK_ANYWHERE
-#endif
 
 namespace qcheck::fused {
 

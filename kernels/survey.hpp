@@ -7,14 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "anywhere.hpp"
 #include "passes.hpp"
 #include "tiles.hpp"
-
-#if defined(__CUDACC__)
-#define QCHECK_ANYWHERE __host__ __device__
-#else
-#define QCHECK_ANYWHERE
-#endif
 
 namespace qcheck {
 

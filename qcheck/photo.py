@@ -238,7 +238,7 @@ def _decode(
             scale = 1
             with _quiet:
                 _load(image)
-                pixels = _in_strips(_over_white, image)
+                pixels = _pixels_over_white(image)
         with _quiet:
             orientation = _orientation(image)
         image.close()  # its pixels need not wait until ours are turned
@@ -346,17 +346,17 @@ def _strip_rows(width: int) -> int:
     return max(1, _STRIP_PIXELS // width)
 
 
-def _in_strips(convert: Callable[[Image.Image], Image.Image], image: Image.Image) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8, what `convert` makes of a loaded picture; of a large one strip by strip, because Pillow holds
-    four bytes a pixel of every picture on the way. No pixel may depend on another."""
+def _pixels_over_white(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a loaded picture; of a large one strip by strip, because Pillow holds four bytes a pixel of
+    every picture on the way."""
     width, height = image.size
     rows = _strip_rows(width)
     if rows >= height:
-        return np.asarray(convert(image))
+        return np.asarray(_over_white(image))
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(height, top + rows)))
-        pixels[top : top + rows] = np.asarray(convert(strip))
+        pixels[top : top + rows] = np.asarray(_over_white(strip))
     return pixels
 
 

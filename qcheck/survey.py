@@ -17,7 +17,7 @@ the lines: two of every eight, the middle ones, so that JPEG's grid never lies b
 - **sharpness**: mean square of the step to the next pixel over that to the fourth plus 1, a ratio of two points of the
   structure function (Kolmogorov 1941)
 
-Noise keeps `sharpness` near 1, blur brings it towards 0; neither depends on contrast.
+Noise keeps `sharpness` near 1, blur brings it towards 0; neither depends much on contrast.
 """
 
 from typing import Final
