@@ -1,4 +1,5 @@
 // Compiled once a processor, as passes.inl is.
+#include <cstddef>
 #include <cstring>
 
 #include "simd.hpp"
@@ -11,69 +12,117 @@ constexpr int WORDS = 8 * LANES;  // pixels of a vector
 constexpr int VECTORS = CELL / WORDS;
 static_assert(GRID % 8 == 0 && SURVEY_LINES * VECTORS * 510 < 1 << 15, "words hold the sums of a cell, lane by lane");
 
-/// 1 in every GRID-th lane from `first` on.
-inline Words every_block(int first) {
-  Words ones{};
-  for (int i = first; i < WORDS; i += GRID) ones[i] = 1;
-  return ones;
+using Ints4 = std::int32_t __attribute__((vector_size(16)));
+
+/// All bits in the lanes `from`, `from` + `step`, ... below `end`.
+inline Words lanes(int from, int step, int end) {
+  Words all{};
+  for (int i = from; i < end; i += step) all[i] = -1;
+  return all;
 }
 
 inline Words size_of(Words x) { return x < 0 ? -x : x; }
 
-inline std::int32_t total(Ints x) {
-  std::int32_t sum = 0;
-  for (int i = 0; i < 4 * LANES; ++i) sum += x[i];
+inline Ints added_up(Words x) { return dot_pairs(x, Words{} + 1); }
+
+/// The sum of LANES lanes.
+inline Ints4 folded(Ints x) {
+  Ints4 parts[LANES], sum;
+  std::memcpy(parts, &x, sizeof x);
+  sum = parts[0];
+  for (int i = 1; i < LANES; ++i) sum += parts[i];
   return sum;
 }
 
-inline std::int32_t total(Words x) { return total(dot_pairs(x, Words{} + 1)); }
+/// The sums of four vectors.
+inline Ints4 totals(Ints a, Ints b, Ints c, Ints d) {
+  const auto halves = [](Ints4 x, Ints4 y) {
+    return QCHECK_SHUFFLE(x, y, 0, 4, 1, 5) + QCHECK_SHUFFLE(x, y, 2, 6, 3, 7);
+  };
+  const Ints4 ab = halves(folded(a), folded(b)), cd = halves(folded(c), folded(d));
+  return QCHECK_SHUFFLE(ab, cd, 0, 1, 4, 5) + QCHECK_SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
 
-/// A line of a cell taken apart, its luma with the last pixel repeated.
-struct Line {
-  std::int16_t luma[CELL + WORDS], red_green[CELL], yellow_blue[CELL], largest[CELL];
+/// The channels of a cell's line of packed RGB.
+struct Channels {
+  std::uint8_t red[CELL], green[CELL], blue[CELL];
 
-  explicit Line(const std::uint8_t* pixels) {
-    for (int x = 0; x < CELL; ++x) {
-      const std::int16_t red = pixels[CHANNELS * x], green = pixels[CHANNELS * x + 1], blue = pixels[CHANNELS * x + 2];
-      // 16 bits hold it without a sign: at most 255 * 256 + 128.
-      luma[x] = static_cast<std::int16_t>(static_cast<std::uint16_t>(77 * red + 150 * green + 29 * blue + 128) >> 8);
-      red_green[x] = static_cast<std::int16_t>(red - green);
-      yellow_blue[x] = static_cast<std::int16_t>(red + green - 2 * blue);
-      const std::int16_t larger = red > green ? red : green;
-      largest[x] = larger > blue ? larger : blue;
+  void take(const std::uint8_t* pixels) {
+#if defined(__SSSE3__)
+    for (int x = 0; x < CELL; x += 16, pixels += 16 * CHANNELS) {
+      const auto* from = reinterpret_cast<const __m128i*>(pixels);
+      const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1), c = _mm_loadu_si128(from + 2);
+      const auto gather = [&](std::uint8_t* to, __m128i of_a, __m128i of_b, __m128i of_c) {
+        const __m128i of_ab = _mm_or_si128(_mm_shuffle_epi8(a, of_a), _mm_shuffle_epi8(b, of_b));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + x), _mm_or_si128(of_ab, _mm_shuffle_epi8(c, of_c)));
+      };
+      gather(red, _mm_setr_epi8(0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14, -1, -1, -1, -1, -1),
+             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 1, 4, 7, 10, 13));
+      gather(green, _mm_setr_epi8(1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+             _mm_setr_epi8(-1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1),
+             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14));
+      gather(blue, _mm_setr_epi8(2, 5, 8, 11, 14, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+             _mm_setr_epi8(-1, -1, -1, -1, -1, 1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1),
+             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15));
     }
-    for (int x = CELL; x < CELL + WORDS; ++x) luma[x] = luma[CELL - 1];
+#elif defined(__aarch64__)
+    for (int x = 0; x < CELL; x += 16) {
+      const uint8x16x3_t all = vld3q_u8(pixels + CHANNELS * x);
+      vst1q_u8(red + x, all.val[0]);
+      vst1q_u8(green + x, all.val[1]);
+      vst1q_u8(blue + x, all.val[2]);
+    }
+#else
+    for (int x = 0; x < CELL; ++x) {
+      red[x] = pixels[CHANNELS * x];
+      green[x] = pixels[CHANNELS * x + 1];
+      blue[x] = pixels[CHANNELS * x + 2];
+    }
+#endif
   }
+};
+
+/// The luma of a cell's line, its last pixel repeated.
+struct Luma {
+  std::int16_t at[CELL + WORDS];
 };
 
 /// CellSums while they are made: a vector each.
 class Sums {
  public:
-  void add(const Line& line) {
+  /// Of each pixel for itself; `luma` is filled on the way.
+  void add(const Channels& of, Luma& luma) {
     for (int x = 0; x < CELL; x += WORDS) {
-      const Words luma = load<Words>(line.luma + x), red_green = load<Words>(line.red_green + x);
-      const Words yellow_blue = load<Words>(line.yellow_blue + x), largest = load<Words>(line.largest + x);
-      luma_ += luma;
+      const auto wide = [x](const std::uint8_t* from) {
+        return __builtin_convertvector(load<HalfBytes>(from + x), Words);
+      };
+      const Words red = wide(of.red), green = wide(of.green), blue = wide(of.blue);
+      // 16 bits hold it without a sign: at most 255 * 256 + 128.
+      const auto without_sign = [](Words v) { return reinterpret_cast<UnsignedWords>(v); };
+      const auto weighted = without_sign(red) * 77 + without_sign(green) * 150 + without_sign(blue) * 29 + 128;
+      const Words grey = reinterpret_cast<Words>(weighted >> 8);
+      const Words red_green = red - green, yellow_blue = red + green - 2 * blue;
+      const Words larger = red > green ? red : green, largest = larger > blue ? larger : blue;
+      store(luma.at + x, grey);
+      luma_ += grey;
       red_green_ += red_green;
       yellow_blue_ += yellow_blue;
       clipped_ -= (largest <= DARKEST) | (largest >= BRIGHTEST);  // true is -1
-      luma_squares_ += dot_pairs(luma, luma);
+      luma_squares_ += dot_pairs(grey, grey);
       red_green_squares_ += dot_pairs(red_green, red_green);
       yellow_blue_squares_ += dot_pairs(yellow_blue, yellow_blue);
-      const Words step = load<Words>(line.luma + x + 1) - luma, size = size_of(step);
-      across_ += dot_pairs(step, step);
-      at_grid_ += size * at_;
-      between_ += size * half_way_;
-      Words lag = load<Words>(line.luma + x + LAG) - luma;
-      if (x + WORDS == CELL) lag &= inside_;
-      lagged_ += dot_pairs(lag, lag);
     }
+    store(luma.at + CELL, luma.at[CELL - 1] - Words{});
   }
 
-  /// Two lines, one below the other; their diagonal coefficients, CELL / 2 of them, go to `diagonals`.
-  void add_pair(const Line& above, const Line& below, std::uint8_t* diagonals) {
+  /// Of neighbours, in two lines one below the other. Their diagonal coefficients, CELL / 2 of them, go to `diagonals`.
+  void add_neighbours(const Luma& above, const Luma& below, std::uint8_t* diagonals) {
     for (int x = 0; x < CELL; x += WORDS) {
-      const Words down = load<Words>(below.luma + x) - load<Words>(above.luma + x);
+      const Words top = load<Words>(above.at + x), bottom = load<Words>(below.at + x);
+      add_across(above, x, top);
+      add_across(below, x, bottom);
+      const Words down = bottom - top;
       along_ += dot_pairs(down, down);
       const Ints difference = dot_pairs(down, signs_), size = difference < 0 ? -difference : difference;
       store(diagonals + x / 2, __builtin_convertvector(clamp_byte(size), Pixels4));
@@ -81,82 +130,86 @@ class Sums {
   }
 
   CellSums all() const {
-    CellSums sums{};
-    sums.luma = total(luma_);
-    sums.luma_squares = total(luma_squares_);
-    sums.red_green = total(red_green_);
-    sums.red_green_squares = total(red_green_squares_);
-    sums.yellow_blue = total(yellow_blue_);
-    sums.yellow_blue_squares = total(yellow_blue_squares_);
-    sums.clipped = total(clipped_);
-    sums.across = total(across_);
-    sums.along = total(along_);
-    sums.lagged = total(lagged_);
-    sums.at_grid = total(at_grid_);
-    sums.between = total(between_);
-    return sums;
+    const Ints4 sums[] = {
+        totals(added_up(luma_), luma_squares_, added_up(red_green_), red_green_squares_),
+        totals(added_up(yellow_blue_), yellow_blue_squares_, added_up(clipped_), across_),
+        totals(along_, lagged_, added_up(at_grid_), added_up(between_)),
+    };
+    CellSums all;
+    static_assert(offsetof(CellSums, yellow_blue) == sizeof(Ints4) && offsetof(CellSums, along) == 2 * sizeof(Ints4) &&
+                  offsetof(CellSums, median) == sizeof sums, "as they stand in CellSums");
+    std::memcpy(&all, sums, sizeof sums);
+    return all;
   }
 
  private:
-  /// -1 in all lanes but the last LAG.
-  static Words all_but_lag() {
-    Words lanes{};
-    for (int i = 0; i < WORDS - LAG; ++i) lanes[i] = -1;
-    return lanes;
-  }
-  static Words alternating() {
-    Words lanes{};
-    for (int i = 0; i < WORDS; ++i) lanes[i] = i % 2 ? -1 : 1;
-    return lanes;
+  void add_across(const Luma& luma, int x, Words here) {
+    const Words step = load<Words>(luma.at + x + 1) - here, size = size_of(step);
+    across_ += dot_pairs(step, step);
+    at_grid_ += size & at_;
+    between_ += size & half_way_;
+    Words lag = load<Words>(luma.at + x + LAG) - here;
+    if (x + WORDS == CELL) lag &= inside_;
+    lagged_ += dot_pairs(lag, lag);
   }
 
-  const Words at_ = every_block(GRID - 1), half_way_ = every_block(GRID / 2 - 1), inside_ = all_but_lag();
-  const Words signs_ = alternating();
+  const Words at_ = lanes(GRID - 1, GRID, WORDS), half_way_ = lanes(GRID / 2 - 1, GRID, WORDS);
+  const Words inside_ = lanes(0, 1, WORDS - LAG);
+  const Words signs_ = lanes(0, 2, WORDS) * -2 - 1;  // 1 and -1 in turn
   Words luma_{}, red_green_{}, yellow_blue_{}, clipped_{}, at_grid_{}, between_{};
   Ints luma_squares_{}, red_green_squares_{}, yellow_blue_squares_{}, across_{}, along_{}, lagged_{};
 };
 
-/// The value of rank `rank` (from 0) of COEFFICIENTS, by halving.
-inline int ranked(const std::uint8_t* values, int rank) {
+/// How many of COEFFICIENTS are smaller than `than`.
+inline int smaller(const std::uint8_t* values, std::uint8_t than) {
   constexpr int SIZE = sizeof(Bytes);
   static_assert(COEFFICIENTS % SIZE == 0 && COEFFICIENTS < 256);
-  int least = 0, most = 255;
-  while (least < most) {
-    const auto middle = static_cast<std::uint8_t>((least + most) / 2);
-    Bytes below{};
-    for (int i = 0; i < COEFFICIENTS; i += SIZE)
-      below -= reinterpret_cast<Bytes>(load<Bytes>(values + i) <= middle);  // true is -1
-    std::uint64_t eights[SIZE / 8], sum = 0;
-    store(eights, below);
-    for (const auto eight : eights) sum += eight;
-    // The product's top byte is the sum of all eight.
-    if (static_cast<int>(sum * 0x0101010101010101 >> 56) > rank)
-      most = middle;
-    else
-      least = middle + 1;
-  }
-  return least;
+  const auto are = [&](int from) { return load<Bytes>(values + from) < than; };
+#if defined(__AVX512VNNI__)
+  static_assert(COEFFICIENTS == SIZE);
+  return __builtin_popcountll(_mm512_movepi8_mask(reinterpret_cast<__m512i>(are(0))));
+#elif defined(__AVX2__)
+  int count = 0;
+  for (int i = 0; i < COEFFICIENTS; i += SIZE)
+    count += __builtin_popcount(_mm256_movemask_epi8(reinterpret_cast<__m256i>(are(i))));
+  return count;
+#else
+  Bytes below{};
+  for (int i = 0; i < COEFFICIENTS; i += SIZE) below -= reinterpret_cast<Bytes>(are(i));  // true is -1
+  std::uint64_t eights[SIZE / 8], sum = 0;
+  store(eights, below);
+  for (const auto eight : eights) sum += eight;
+  return static_cast<int>(sum * 0x0101010101010101 >> 56);  // the product's top byte is the sum of all eight
+#endif
+}
+
+/// The value of rank `rank` (from 0) of COEFFICIENTS, bit by bit.
+inline int ranked(const std::uint8_t* values, int rank) {
+  int value = 0;
+  for (int bit = 128; bit; bit /= 2) value += smaller(values, static_cast<std::uint8_t>(value + bit)) <= rank ? bit : 0;
+  return value;
 }
 
 void survey(const std::uint8_t* const* lines, int width, float* out) {
   for (int x = 0; x < width; x += CELL, out += STATISTICS) {
-    std::uint8_t diagonals[COEFFICIENTS];
-    Sums sums;
-    for (int i = 0; i < SURVEY_LINES; i += 2) {
-      const auto line = [&](int at) {
-        const std::uint8_t* pixels = lines[at] + static_cast<std::ptrdiff_t>(CHANNELS) * x;
-        const int there = width - x;
-        if (there >= CELL) return Line(pixels);
-        std::uint8_t whole[CHANNELS * CELL];
+    const int there = width - x < CELL ? width - x : CELL;
+    // Each step for all lines before the next: what was just stored is slow to load again in other pieces.
+    Channels channels[SURVEY_LINES];
+    for (int i = 0; i < SURVEY_LINES; ++i) {
+      const std::uint8_t* pixels = lines[i] + static_cast<std::ptrdiff_t>(CHANNELS) * x;
+      std::uint8_t whole[CHANNELS * CELL];
+      if (there < CELL) {
         std::memcpy(whole, pixels, static_cast<std::size_t>(CHANNELS) * there);
         for (int j = there; j < CELL; ++j) std::memcpy(whole + CHANNELS * j, pixels + CHANNELS * (there - 1), CHANNELS);
-        return Line(whole);
-      };
-      const Line above = line(i), below = line(i + 1);
-      sums.add(above);
-      sums.add(below);
-      sums.add_pair(above, below, diagonals + i / 2 * CELL / 2);
+        pixels = whole;
+      }
+      channels[i].take(pixels);
     }
+    Sums sums;
+    Luma luma[SURVEY_LINES];
+    for (int i = 0; i < SURVEY_LINES; ++i) sums.add(channels[i], luma[i]);
+    std::uint8_t diagonals[COEFFICIENTS];
+    for (int i = 0; i < SURVEY_LINES; i += 2) sums.add_neighbours(luma[i], luma[i + 1], diagonals + i / 2 * CELL / 2);
     CellSums all = sums.all();
     all.median = ranked(diagonals, COEFFICIENTS / 2);
     describe(all, out);

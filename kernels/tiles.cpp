@@ -39,31 +39,54 @@ class Lines {
 };
 
 struct Plan {
-  explicit Plan(const Tile& tile)
+  Plan(const Tile& tile, Packing packing)
       : x(bicubic_axis(tile.width, tile.out_width)),
         y(bicubic_axis(tile.height, tile.out_height)),
-        across(x),
-        along(y),
+        across(x, packing),
+        along(y, packing),
         along_first(along_goes_first(tile)) {}
   Axis x, y;
-  Pairs across, along;
+  Weights across, along;
   bool along_first;
 };
 
-/// Writes finished lines of bytes where they belong, as values.
+/// Takes a tile's finished lines of bytes, from one on, and puts them where they belong, as values.
 template <class Value>
 class Writer {
  public:
-  Writer(const Tile& tile, const Value* table, Layout layout, const Patches& patches, Value* out)
-      : tile_(tile), table_(table), layout_(layout), patches_(patches), out_(out) {}
+  Writer(const Tile& tile, const Value* table, Layout layout, const Patches& patches, Value* out, int begin)
+      : tile_(tile),
+        table_(table),
+        planar_(layout == Layout::planar),
+        patches_(patches),
+        out_(out),
+        // Patches are written whole: a line of one is shorter than what the processor moves at once.
+        most_(planar_ ? 1 : patches.side),
+        pitch_(static_cast<std::size_t>(CHANNELS) * tile.out_width + SLACK),
+        lines_(most_ * pitch_),
+        begin_(begin),
+        end_(begin) {}
 
-  void line(const std::uint8_t* bytes, int y) const { layout_ == Layout::planar ? planar(bytes, y) : patched(bytes, y); }
+  /// Where the next line goes, and SLACK bytes more.
+  std::uint8_t* next() { return lines_.data() + (end_ - begin_) * pitch_; }
+  void next_is_done() {
+    if (++end_ % most_ == 0) flush();
+  }
+  void add(const std::uint8_t* line) {
+    std::memcpy(next(), line, static_cast<std::size_t>(CHANNELS) * tile_.out_width);
+    next_is_done();
+  }
+  void flush() {
+    if (end_ > begin_) planar_ ? planar() : patched();
+    begin_ = end_;
+  }
 
  private:
-  void planar(const std::uint8_t* bytes, int y) const {
+  void planar() const {
     const std::size_t width = tile_.out_width, plane = width * tile_.out_height;
-    Value* const row = out_ + y * width;
+    Value* const row = out_ + begin_ * width;
     const Value *red = table_, *green = table_ + 256, *blue = table_ + 512;
+    const std::uint8_t* bytes = lines_.data();
     for (std::size_t x = 0; x < width; ++x, bytes += CHANNELS) {
       row[x] = red[bytes[0]];
       row[plane + x] = green[bytes[1]];
@@ -71,30 +94,38 @@ class Writer {
     }
   }
 
-  void patched(const std::uint8_t* bytes, int y) const {
+  void patched() const {
     const int side = patches_.side, merge = patches_.merge, columns = tile_.out_width / side;
     const std::size_t square = static_cast<std::size_t>(side) * side, one = square * patches_.repeats;
-    const int row = y / side;
+    const int row = begin_ / side, first = begin_ % side, count = end_ - begin_;
     for (int column = 0; column < columns; ++column) {
       const std::size_t block = static_cast<std::size_t>(row / merge) * (columns / merge) + column / merge;
       const std::size_t patch = (block * merge + row % merge) * merge + column % merge;
-      Value* const to = out_ + patch * CHANNELS * one + static_cast<std::size_t>(y % side) * side;
-      for (int x = 0; x < side; ++x, bytes += CHANNELS) {
-        to[x] = table_[bytes[0]];
-        to[one + x] = table_[256 + bytes[1]];
-        to[2 * one + x] = table_[512 + bytes[2]];
+      Value* const to = out_ + patch * CHANNELS * one + static_cast<std::size_t>(first) * side;
+      for (int y = 0; y < count; ++y) {
+        const std::uint8_t* bytes = lines_.data() + y * pitch_ + static_cast<std::size_t>(CHANNELS) * side * column;
+        Value* const line = to + static_cast<std::size_t>(y) * side;
+        for (int x = 0; x < side; ++x, bytes += CHANNELS) {
+          line[x] = table_[bytes[0]];
+          line[one + x] = table_[256 + bytes[1]];
+          line[2 * one + x] = table_[512 + bytes[2]];
+        }
       }
-      for (int repeat = 1; repeat < patches_.repeats; ++repeat)
-        for (int channel = 0; channel < CHANNELS; ++channel)
-          std::memcpy(to + channel * one + repeat * square, to + channel * one, side * sizeof(Value));
+      for (int channel = 0; channel < CHANNELS; ++channel)
+        for (int repeat = 1; repeat < patches_.repeats; ++repeat)
+          std::memcpy(to + channel * one + repeat * square, to + channel * one, count * side * sizeof(Value));
     }
   }
 
   const Tile& tile_;
   const Value* table_;
-  Layout layout_;
+  bool planar_;
   const Patches& patches_;
   Value* out_;
+  int most_;
+  std::size_t pitch_;
+  std::vector<std::uint8_t> lines_;  // [most_ * pitch_]
+  int begin_, end_;                  // of the lines held
 };
 
 /// Rows of the survey that a band makes on its way, while the lines they need are still in the processor's cache.
@@ -121,12 +152,12 @@ class Surveyor {
 
 /// Lines [begin, end) of a tile. Lines that passed across wait in a ring until those that passed along have used them.
 template <class Value>
-void band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, const Writer<Value>& writer,
+void band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan, Writer<Value>& writer,
           int begin, int end, Surveyor& surveyor) {
   const Lines lines(image, tile);
   const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.out_width, pitch = bytes + SLACK;
   const int taps = plan.y.identity ? 1 : plan.y.taps, ring = taps + passes.rows;
-  std::vector<std::uint8_t> held(ring * pitch), done(pitch);
+  std::vector<std::uint8_t> held(ring * pitch);
   std::vector<std::vector<std::uint8_t>> spares(ring);
   std::vector<const std::uint8_t*> narrow(ring), used(taps);
   const auto needed = [&](int y) { return plan.y.identity ? y + 1 : plan.y.first[y] + plan.y.count[y]; };
@@ -152,7 +183,7 @@ void band(const Passes& passes, const Image& image, const Tile& tile, const Plan
       surveyor.advance(ready);
     }
     if (plan.y.identity) {
-      writer.line(narrow[y % ring], y);
+      writer.add(narrow[y % ring]);
       continue;
     }
     for (int tap = 0; tap < taps; ++tap) {
@@ -160,16 +191,15 @@ void band(const Passes& passes, const Image& image, const Tile& tile, const Plan
       const int line = plan.y.first[y] + std::min(tap, plan.y.count[y] - 1);
       used[tap] = narrow[line % ring];
     }
-    const std::size_t at = static_cast<std::size_t>(y) * taps / 2;
-    passes.vertical(used.data(), taps, plan.along.high.data() + at, plan.along.low.data() + at, bytes, done.data());
-    writer.line(done.data(), y);
+    passes.vertical(used.data(), taps, plan.along.of(y), bytes, writer.next());
+    writer.next_is_done();
   }
 }
 
 /// The same where the height shrinks first.
 template <class Value>
 void tall_band(const Passes& passes, const Image& image, const Tile& tile, const Plan& plan,
-               const Writer<Value>& writer, int begin, int end, Surveyor& surveyor) {
+               Writer<Value>& writer, int begin, int end, Surveyor& surveyor) {
   const Lines lines(image, tile);
   const std::size_t bytes = static_cast<std::size_t>(CHANNELS) * tile.width;
   const std::size_t in_pitch = bytes + SLACK, out_pitch = static_cast<std::size_t>(CHANNELS) * tile.out_width + SLACK;
@@ -186,13 +216,11 @@ void tall_band(const Passes& passes, const Image& image, const Tile& tile, const
       if (y + i >= end) continue;
       for (int tap = 0; tap < taps; ++tap)
         used[tap] = lines.at(plan.y.first[y + i] + std::min(tap, plan.y.count[y + i] - 1), spares[tap]);
-      const std::size_t at = static_cast<std::size_t>(y + i) * taps / 2;
-      passes.vertical(used.data(), taps, plan.along.high.data() + at, plan.along.low.data() + at, bytes,
-                      shrunk.data() + i * in_pitch);
+      passes.vertical(used.data(), taps, plan.along.of(y + i), bytes, shrunk.data() + i * in_pitch);
     }
     passes.horizontal(from, plan.x, plan.across, to);
     for (int i = 0; i < passes.rows && y + i < end; ++i) {
-      writer.line(to[i], y + i);
+      writer.add(to[i]);
       surveyor.advance(plan.y.first[y + i] + plan.y.count[y + i]);
     }
   }
@@ -214,7 +242,7 @@ void render(const Passes& passes, const Image& image, const std::vector<Tile>& t
     int survey_begin, survey_end;  // lines of the image
   };
   std::vector<Plan> plans;
-  for (const Tile& tile : tiles) plans.emplace_back(tile);
+  for (const Tile& tile : tiles) plans.emplace_back(tile, passes.packing);
   // A tile of the whole image is made with the survey, if there is one; else each row of it is a task of its own.
   std::size_t surveyed = tiles.size();
   for (std::size_t i = tiles.size(); survey && i-- > 0;)
@@ -245,9 +273,10 @@ void render(const Passes& passes, const Image& image, const std::vector<Tile>& t
         }
         const Tile& tile = tiles[task.tile];
         const Plan& plan = plans[task.tile];
-        const Writer<Value> writer(tile, table, layout, patches, out[task.tile]);
+        Writer<Value> writer(tile, table, layout, patches, out[task.tile], task.begin);
         (plan.along_first ? tall_band<Value> : band<Value>)(passes, image, tile, plan, writer, task.begin, task.end,
                                                                 surveyor);
+        writer.flush();
         surveyor.advance(image.height);  // what is left: rows that the next band reads first
       }
     } catch (...) {  // out of memory
