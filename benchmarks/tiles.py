@@ -210,7 +210,8 @@ def main() -> None:
     for label, make in pictures:
         pixels = make()
         for task, job in jobs(pixels).items():
-            tried = {**ways, **surveying} if task == "global" else ways
+            # Beside each other, because what was just run leaves its mark on the next.
+            tried = {**surveying, **ways} if task == "global" else ways
             used = {name: way for name, way in tried.items() if available(name, way, pixels, job)}
             want, got = used[THEIRS](pixels, job), used[OURS[1]](pixels, job)
             # Another size than ours means that the processor chose another: then there is nothing to compare.

@@ -74,6 +74,16 @@ inline Ints dot_pairs(Words a, Words b) {
 #endif
 }
 
+/// sum + dot_pairs(a, b).
+inline Ints add_pairs(Ints sum, Words a, Words b) {
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<Ints>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a),
+                                                    reinterpret_cast<__m512i>(b)));
+#else
+  return sum + dot_pairs(a, b);
+#endif
+}
+
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
 /// sum[i] + a[4i] * b[4i] + ... + a[4i + 3] * b[4i + 3], wrapping around. The bytes of b have signs; those of a have them
 /// on Arm, where all products of the oldest such processors do.

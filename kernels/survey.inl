@@ -43,28 +43,64 @@ inline Ints4 totals(Ints a, Ints b, Ints c, Ints d) {
   return QCHECK_SHUFFLE(ab, cd, 0, 1, 4, 5) + QCHECK_SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
 
+#if defined(__SSSE3__)
+/// Where a channel's bytes are in each of the three vectors that 16 pixels fill.
+struct Order {
+  __m128i first, second, third;
+
+  static Order red() {
+    return {_mm_setr_epi8(0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+            _mm_setr_epi8(-1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14, -1, -1, -1, -1, -1),
+            _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 1, 4, 7, 10, 13)};
+  }
+  static Order green() {
+    return {_mm_setr_epi8(1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+            _mm_setr_epi8(-1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1),
+            _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14)};
+  }
+  static Order blue() {
+    return {_mm_setr_epi8(2, 5, 8, 11, 14, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+            _mm_setr_epi8(-1, -1, -1, -1, -1, 1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1),
+            _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15)};
+  }
+};
+#endif
+
 /// The channels of a cell's line of packed RGB.
 struct Channels {
+  static_assert(CELL == 32);
   std::uint8_t red[CELL], green[CELL], blue[CELL];
 
   void take(const std::uint8_t* pixels) {
-#if defined(__SSSE3__)
-    for (int x = 0; x < CELL; x += 16, pixels += 16 * CHANNELS) {
-      const auto* from = reinterpret_cast<const __m128i*>(pixels);
-      const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1), c = _mm_loadu_si128(from + 2);
-      const auto gather = [&](std::uint8_t* to, __m128i of_a, __m128i of_b, __m128i of_c) {
-        const __m128i of_ab = _mm_or_si128(_mm_shuffle_epi8(a, of_a), _mm_shuffle_epi8(b, of_b));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + x), _mm_or_si128(of_ab, _mm_shuffle_epi8(c, of_c)));
+#if defined(__AVX2__)
+    const auto* from = reinterpret_cast<const __m128i*>(pixels);
+    // The first 16 pixels' bytes in one lane and the other 16 pixels' in the other.
+    const auto both = [from](int part) {
+      const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128(from + part));
+      return _mm256_inserti128_si256(first, _mm_loadu_si128(from + CHANNELS + part), 1);
+    };
+    const __m256i a = both(0), b = both(1), c = both(2);
+    const auto gather = [&](std::uint8_t* to, const Order& of) {
+      const auto taken = [](__m256i x, __m128i order) {
+        return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
       };
-      gather(red, _mm_setr_epi8(0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
-             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14, -1, -1, -1, -1, -1),
-             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 1, 4, 7, 10, 13));
-      gather(green, _mm_setr_epi8(1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
-             _mm_setr_epi8(-1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1),
-             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14));
-      gather(blue, _mm_setr_epi8(2, 5, 8, 11, 14, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
-             _mm_setr_epi8(-1, -1, -1, -1, -1, 1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1),
-             _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15));
+      const __m256i of_ab = _mm256_or_si256(taken(a, of.first), taken(b, of.second));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_or_si256(of_ab, taken(c, of.third)));
+    };
+    gather(red, Order::red());
+    gather(green, Order::green());
+    gather(blue, Order::blue());
+#elif defined(__SSSE3__)
+    for (int x = 0; x < CELL; x += 16) {
+      const auto* from = reinterpret_cast<const __m128i*>(pixels + CHANNELS * x);
+      const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1), c = _mm_loadu_si128(from + 2);
+      const auto gather = [&](std::uint8_t* to, const Order& of) {
+        const __m128i of_ab = _mm_or_si128(_mm_shuffle_epi8(a, of.first), _mm_shuffle_epi8(b, of.second));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_or_si128(of_ab, _mm_shuffle_epi8(c, of.third)));
+      };
+      gather(red + x, Order::red());
+      gather(green + x, Order::green());
+      gather(blue + x, Order::blue());
     }
 #elif defined(__aarch64__)
     for (int x = 0; x < CELL; x += 16) {
@@ -100,18 +136,23 @@ class Sums {
       const Words red = wide(of.red), green = wide(of.green), blue = wide(of.blue);
       // 16 bits hold it without a sign: at most 255 * 256 + 128.
       const auto without_sign = [](Words v) { return reinterpret_cast<UnsignedWords>(v); };
-      const auto weighted = without_sign(red) * 77 + without_sign(green) * 150 + without_sign(blue) * 29 + 128;
+      const auto weighted =
+          without_sign(red) * red_weight_ + without_sign(green) * green_weight_ + without_sign(blue) * blue_weight_ + 128;
       const Words grey = reinterpret_cast<Words>(weighted >> 8);
       const Words red_green = red - green, yellow_blue = red + green - 2 * blue;
-      const Words larger = red > green ? red : green, largest = larger > blue ? larger : blue;
       store(luma.at + x, grey);
       luma_ += grey;
       red_green_ += red_green;
       yellow_blue_ += yellow_blue;
-      clipped_ -= (largest <= DARKEST) | (largest >= BRIGHTEST);  // true is -1
-      luma_squares_ += dot_pairs(grey, grey);
-      red_green_squares_ += dot_pairs(red_green, red_green);
-      yellow_blue_squares_ += dot_pairs(yellow_blue, yellow_blue);
+      luma_squares_ = add_pairs(luma_squares_, grey, grey);
+      red_green_squares_ = add_pairs(red_green_squares_, red_green, red_green);
+      yellow_blue_squares_ = add_pairs(yellow_blue_squares_, yellow_blue, yellow_blue);
+    }
+    for (int x = 0; x < CELL; x += static_cast<int>(sizeof(HalfBytes))) {
+      const auto of_channel = [x](const std::uint8_t* from) { return load<HalfBytes>(from + x); };
+      const HalfBytes red = of_channel(of.red), green = of_channel(of.green), blue = of_channel(of.blue);
+      const HalfBytes larger = red > green ? red : green, largest = larger > blue ? larger : blue;
+      clipped_ -= reinterpret_cast<HalfBytes>((largest <= DARKEST) | (largest >= BRIGHTEST));  // true is -1
     }
     store(luma.at + CELL, luma.at[CELL - 1] - Words{});
   }
@@ -123,7 +164,7 @@ class Sums {
       add_across(above, x, top);
       add_across(below, x, bottom);
       const Words down = bottom - top;
-      along_ += dot_pairs(down, down);
+      along_ = add_pairs(along_, down, down);
       const Ints difference = dot_pairs(down, signs_), size = difference < 0 ? -difference : difference;
       store(diagonals + x / 2, __builtin_convertvector(clamp_byte(size), Pixels4));
     }
@@ -132,8 +173,8 @@ class Sums {
   CellSums all() const {
     const Ints4 sums[] = {
         totals(added_up(luma_), luma_squares_, added_up(red_green_), red_green_squares_),
-        totals(added_up(yellow_blue_), yellow_blue_squares_, added_up(clipped_), across_),
-        totals(along_, lagged_, added_up(at_grid_), added_up(between_)),
+        totals(added_up(yellow_blue_), yellow_blue_squares_, added_up(__builtin_convertvector(clipped_, Words)), across_),
+        totals(along_, lagged_, added_up(steps_ & at_), added_up(steps_ & half_way_)),
     };
     CellSums all;
     static_assert(offsetof(CellSums, yellow_blue) == sizeof(Ints4) && offsetof(CellSums, along) == 2 * sizeof(Ints4) &&
@@ -144,19 +185,31 @@ class Sums {
 
  private:
   void add_across(const Luma& luma, int x, Words here) {
-    const Words step = load<Words>(luma.at + x + 1) - here, size = size_of(step);
-    across_ += dot_pairs(step, step);
-    at_grid_ += size & at_;
-    between_ += size & half_way_;
+    const Words step = load<Words>(luma.at + x + 1) - here;
+    across_ = add_pairs(across_, step, step);
+    steps_ += size_of(step);
     Words lag = load<Words>(luma.at + x + LAG) - here;
     if (x + WORDS == CELL) lag &= inside_;
-    lagged_ += dot_pairs(lag, lag);
+    lagged_ = add_pairs(lagged_, lag, lag);
   }
 
+  /// A factor that the compiler does not know, because it would replace one product by many shifts.
+  static UnsignedWords factor(std::uint16_t value) {
+    UnsignedWords all = value - UnsignedWords{};
+#if defined(__x86_64__)
+    asm("" : "+x"(all));
+#elif defined(__aarch64__)
+    asm("" : "+w"(all));
+#endif
+    return all;
+  }
+
+  const UnsignedWords red_weight_ = factor(77), green_weight_ = factor(150), blue_weight_ = factor(29);
   const Words at_ = lanes(GRID - 1, GRID, WORDS), half_way_ = lanes(GRID / 2 - 1, GRID, WORDS);
   const Words inside_ = lanes(0, 1, WORDS - LAG);
   const Words signs_ = lanes(0, 2, WORDS) * -2 - 1;  // 1 and -1 in turn
-  Words luma_{}, red_green_{}, yellow_blue_{}, clipped_{}, at_grid_{}, between_{};
+  HalfBytes clipped_{};
+  Words luma_{}, red_green_{}, yellow_blue_{}, steps_{};
   Ints luma_squares_{}, red_green_squares_{}, yellow_blue_squares_{}, across_{}, along_{}, lagged_{};
 };
 
@@ -183,36 +236,49 @@ inline int smaller(const std::uint8_t* values, std::uint8_t than) {
 #endif
 }
 
-/// The value of rank `rank` (from 0) of COEFFICIENTS, bit by bit.
-inline int ranked(const std::uint8_t* values, int rank) {
-  int value = 0;
-  for (int bit = 128; bit; bit /= 2) value += smaller(values, static_cast<std::uint8_t>(value + bit)) <= rank ? bit : 0;
-  return value;
+constexpr int GROUP = 4;  // cells whose medians are found side by side, because each step of one waits for the last
+
+/// The median coefficients of GROUP cells, bit by bit.
+inline void find_medians(const std::uint8_t (&values)[GROUP][COEFFICIENTS], CellSums (&sums)[GROUP]) {
+  int found[GROUP] = {};
+  for (int bit = 128; bit; bit /= 2)
+    for (int i = 0; i < GROUP; ++i)
+      found[i] += smaller(values[i], static_cast<std::uint8_t>(found[i] + bit)) <= COEFFICIENTS / 2 ? bit : 0;
+  for (int i = 0; i < GROUP; ++i) sums[i].median = found[i];
+}
+
+/// All of a cell but its median: its sums, and its coefficients. Its first `there` pixels a line are in the photo.
+inline CellSums summed(const std::uint8_t* const* lines, std::ptrdiff_t at, int there, std::uint8_t* diagonals) {
+  // Each step for all lines before the next: what was just stored is slow to load again in other pieces.
+  Channels channels[SURVEY_LINES];
+  for (int i = 0; i < SURVEY_LINES; ++i) {
+    const std::uint8_t* pixels = lines[i] + at;
+    std::uint8_t whole[CHANNELS * CELL];
+    if (there < CELL) {
+      std::memcpy(whole, pixels, static_cast<std::size_t>(CHANNELS) * there);
+      for (int j = there; j < CELL; ++j) std::memcpy(whole + CHANNELS * j, pixels + CHANNELS * (there - 1), CHANNELS);
+      pixels = whole;
+    }
+    channels[i].take(pixels);
+  }
+  Sums sums;
+  Luma luma[SURVEY_LINES];
+  for (int i = 0; i < SURVEY_LINES; ++i) sums.add(channels[i], luma[i]);
+  for (int i = 0; i < SURVEY_LINES; i += 2) sums.add_neighbours(luma[i], luma[i + 1], diagonals + i / 2 * CELL / 2);
+  return sums.all();
 }
 
 void survey(const std::uint8_t* const* lines, int width, float* out) {
-  for (int x = 0; x < width; x += CELL, out += STATISTICS) {
-    const int there = width - x < CELL ? width - x : CELL;
-    // Each step for all lines before the next: what was just stored is slow to load again in other pieces.
-    Channels channels[SURVEY_LINES];
-    for (int i = 0; i < SURVEY_LINES; ++i) {
-      const std::uint8_t* pixels = lines[i] + static_cast<std::ptrdiff_t>(CHANNELS) * x;
-      std::uint8_t whole[CHANNELS * CELL];
-      if (there < CELL) {
-        std::memcpy(whole, pixels, static_cast<std::size_t>(CHANNELS) * there);
-        for (int j = there; j < CELL; ++j) std::memcpy(whole + CHANNELS * j, pixels + CHANNELS * (there - 1), CHANNELS);
-        pixels = whole;
-      }
-      channels[i].take(pixels);
+  std::uint8_t diagonals[GROUP][COEFFICIENTS] = {};
+  CellSums sums[GROUP] = {};
+  for (int x = 0; x < width;) {
+    int cells = 0;
+    for (; cells < GROUP && x < width; ++cells, x += CELL) {
+      const int there = width - x < CELL ? width - x : CELL;
+      sums[cells] = summed(lines, static_cast<std::ptrdiff_t>(CHANNELS) * x, there, diagonals[cells]);
     }
-    Sums sums;
-    Luma luma[SURVEY_LINES];
-    for (int i = 0; i < SURVEY_LINES; ++i) sums.add(channels[i], luma[i]);
-    std::uint8_t diagonals[COEFFICIENTS];
-    for (int i = 0; i < SURVEY_LINES; i += 2) sums.add_neighbours(luma[i], luma[i + 1], diagonals + i / 2 * CELL / 2);
-    CellSums all = sums.all();
-    all.median = ranked(diagonals, COEFFICIENTS / 2);
-    describe(all, out);
+    find_medians(diagonals, sums);
+    for (int i = 0; i < cells; ++i, out += STATISTICS) describe(sums[i], out);
   }
 }
 

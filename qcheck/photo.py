@@ -30,6 +30,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from qcheck.errors import PhotoError, UsageError
+from qcheck.strips import gathered, strip_rows
 
 # Pillow logs what it makes of damaged files; where nobody has set logging up, that would end on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -37,7 +38,6 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 DEFAULT_MAX_PIXELS: Final = 200_000_000
 SERVED: Final = "JPEG, PNG, WebP, TIFF, BMP and GIF"
 
-_STRIP_PIXELS: Final = 1 << 20  # that are converted at once
 _HEAD_BYTES: Final = 32  # as much as any signature below looks at
 _Reader = Callable[[BinaryIO], ImageFile.ImageFile]
 Enough = Callable[[int, int], tuple[int, int]]
@@ -234,15 +234,17 @@ def _decode(
                 full_size = image.size[::-1] if _orientation(image) >= _FIRST_TURNED else image.size
             scale = _scale_for(full_size, enough)
         pixels = _fast_jpeg(image, file, scale)
-        if pixels is None:
-            scale = 1
-            with _quiet:
-                _load(image)
-                pixels = _pixels_over_white(image)
         with _quiet:
+            if pixels is None:
+                scale = 1
+                _load(image)
             orientation = _orientation(image)
+            if pixels is None:
+                pixels = _pixels_over_white(image)
         image.close()  # its pixels need not wait until ours are turned
-        return _frozen(_UPRIGHT[orientation](pixels)), scale, full_size if scale > 1 else None
+        held = [pixels]
+        del pixels
+        return _frozen(_upright(held, orientation)), scale, full_size if scale > 1 else None
     except OSError as error:  # of reading: Pillow's own are dealt with where they arise
         raise PhotoError("unreadable", f"cannot be read: {_reason(error)}") from error
 
@@ -336,28 +338,31 @@ def _fast_jpeg(image: ImageFile.ImageFile, file: BinaryIO, scale: int) -> NDArra
         return None
     if _is_srgb(profile):
         return pixels
-    for top in range(0, height, _strip_rows(width)):
-        strip = pixels[top : top + _strip_rows(width)]
+    for top in range(0, height, strip_rows(width)):
+        strip = pixels[top : top + strip_rows(width)]
         strip[:] = np.asarray(_to_srgb(Image.fromarray(strip), profile))
     return pixels
 
 
-def _strip_rows(width: int) -> int:
-    return max(1, _STRIP_PIXELS // width)
-
-
 def _pixels_over_white(image: Image.Image) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of a loaded picture; of a large one strip by strip, because Pillow holds four bytes a pixel of
-    every picture on the way."""
+    """(H, W, 3) uint8 of a loaded picture, which may be closed by it."""
     width, height = image.size
-    rows = _strip_rows(width)
-    if rows >= height:
+    if strip_rows(width) >= height:
         return np.asarray(_over_white(image))
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(height, top + rows)))
-        pixels[top : top + rows] = np.asarray(_over_white(strip))
-    return pixels
+
+    def cut(top: int, bottom: int) -> NDArray[np.uint8]:
+        return np.asarray(_over_white(image.crop((0, top, width, bottom))))
+
+    return gathered(width, height, cut, image.close)
+
+
+def _upright(held: list[NDArray[np.uint8]], orientation: int) -> NDArray[np.uint8]:
+    """The one array of `held`, turned; the list is all that holds it, so that it can be given up on the way."""
+    turn = _UPRIGHT[orientation]
+    if orientation == 1:
+        return held[0]
+    height, width, _ = turn(held[0]).shape
+    return gathered(width, height, lambda top, bottom: turn(held[0])[top:bottom], held.clear)
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

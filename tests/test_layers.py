@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "qcheck"
 FLOORS = {
     "_kernels": 0,
     "errors": 0,
+    "strips": 0,
     "tiles": 1,
     "survey": 2,
     "contract": 2,

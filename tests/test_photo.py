@@ -20,6 +20,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from qcheck import photo as photo_module
+from qcheck import strips
 from qcheck.errors import PhotoError, PhotoErrorKind, UsageError
 from qcheck.photo import Photo
 
@@ -70,7 +71,9 @@ def shown(path: Path) -> Pixels:
     assert not photo.pixels.flags.writeable
     assert photo.decode_scale == 1
     with pytest.MonkeyPatch.context() as patch:  # a large photo is converted in strips; these are of nine rows or one
-        patch.setattr(photo_module, "_STRIP_PIXELS", 9 * W)
+        patch.setattr(strips, "_STRIP_PIXELS", 9 * W)
+        np.testing.assert_array_equal(Photo.open(path).pixels, photo.pixels)
+        patch.setattr(strips, "_MOST_HELD_TWICE", 0)  # and by way of a temporary file
         np.testing.assert_array_equal(Photo.open(path).pixels, photo.pixels)
     return photo.pixels
 
@@ -104,6 +107,31 @@ def test_lossless_formats_give_back_the_pixels(tmp_path: Path, suffix: str) -> N
     pixels = scene()
     path = save(tmp_path / f"a.{suffix}", Image.fromarray(pixels), **({"lossless": True} if suffix == "webp" else {}))
     np.testing.assert_array_equal(shown(path), pixels)
+
+
+@pytest.mark.parametrize("room", [None, 0, 2])
+def test_large_photos_wait_on_the_disk_where_it_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int | None
+) -> None:
+    """`room`: strips until the disk is full; None: no temporary file can be made."""
+    pixels = scene()
+    path = save(tmp_path / "a.png", Image.fromarray(pixels))
+
+    class Full(BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() >= (room or 0) * 27 * W:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            return super().write(data)
+
+    def temporary() -> BytesIO:
+        if room is None:
+            raise FileNotFoundError(errno.ENOENT, "no usable temporary directory")
+        return Full()
+
+    monkeypatch.setattr(strips, "TemporaryFile", temporary)
+    monkeypatch.setattr(strips, "_STRIP_PIXELS", 9 * W)
+    monkeypatch.setattr(strips, "_MOST_HELD_TWICE", 0)
+    np.testing.assert_array_equal(Photo.open(path).pixels, pixels)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "tiff_jpeg"])
