@@ -13,7 +13,7 @@ from qcheck.tiles import Box
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
-from degradations import CLEAN_SCORE, KINDS, Damage, damage, damaged_score
+from damage import CLEAN_SCORE, KINDS, Damage, damage, damaged_score
 from photos import Source
 
 REGION_SHARE: Final = (0.07, 0.34)  # least and greatest side of a damaged region, of the photo's side

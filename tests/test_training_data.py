@@ -21,12 +21,12 @@ from qcheck.contract import IMAGE_SLOT
 from qcheck.grammar import Grammar
 from qcheck.verdict import DEFECT_LEVELS
 
-degradations = script("degradations")
+damage_module = script("damage")
 ndimage = library("scipy.ndimage")
 photos = script("photos")
 words = script("vocabulary")
 
-KINDS = degradations.KINDS
+KINDS = damage_module.KINDS
 Pixels = NDArray[np.uint8]
 
 
@@ -48,7 +48,7 @@ def textured(height: int = 256, width: int = 320, seed: int = 4) -> Pixels:
 def test_a_seed_fixes_everything(kind: str, level: int) -> None:
     pixels = textured()
     kept = pixels.copy()
-    first, again, other = (degradations.BANK[kind](pixels, level, np.random.default_rng(s)) for s in (7, 7, 8))
+    first, again, other = (damage_module.BANK[kind](pixels, level, np.random.default_rng(s)) for s in (7, 7, 8))
     assert first.shape == pixels.shape
     assert first.dtype == np.uint8
     assert_array_equal(first, again)
@@ -62,7 +62,7 @@ def test_a_seed_fixes_everything(kind: str, level: int) -> None:
 def test_a_higher_level_changes_more(kind: str, seed: int) -> None:
     pixels = textured(seed=seed)
     change = [
-        np.abs(degradations.BANK[kind](pixels, level, np.random.default_rng(seed)).astype(int) - pixels).mean()
+        np.abs(damage_module.BANK[kind](pixels, level, np.random.default_rng(seed)).astype(int) - pixels).mean()
         for level in range(1, 6)
     ]
     assert change[0] > 1, "not visible"
@@ -72,8 +72,8 @@ def test_a_higher_level_changes_more(kind: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_direction_is_what_the_name_says(kind: str) -> None:
     pixels = textured()
-    broken = degradations.BANK[kind](pixels, 4, np.random.default_rng(1))
-    grain = degradations.texture(broken.mean(2)) / degradations.texture(pixels.mean(2))
+    broken = damage_module.BANK[kind](pixels, 4, np.random.default_rng(1))
+    grain = damage_module.texture(broken.mean(2)) / damage_module.texture(pixels.mean(2))
     light = broken.mean() - pixels.mean()
     expected = {
         "defocus": grain < 0.5,
@@ -89,15 +89,15 @@ def test_the_direction_is_what_the_name_says(kind: str) -> None:
     assert expected[kind], (grain, light)
 
 
-@pytest.mark.parametrize("radius", degradations.DEFOCUS_RADIUS_PX)
+@pytest.mark.parametrize("radius", damage_module.DEFOCUS_RADIUS_PX)
 def test_kernels_keep_the_light(radius: float) -> None:
-    kernel = degradations.disk(radius)
+    kernel = damage_module.disk(radius)
     assert kernel.sum() == pytest.approx(1)
     assert_array_equal(kernel, kernel[::-1, ::-1])
-    for length in degradations.MOTION_LENGTH_PX:
-        assert degradations.line(length, 30.0).sum() == pytest.approx(1)
+    for length in damage_module.MOTION_LENGTH_PX:
+        assert damage_module.line(length, 30.0).sum() == pytest.approx(1)
     grey = np.full((64, 64, 3), 90, np.uint8)
-    blurred = degradations.defocus(grey, 3, np.random.default_rng(0)).astype(int)
+    blurred = damage_module.defocus(grey, 3, np.random.default_rng(0)).astype(int)
     assert np.abs(blurred - 90).max() <= 1
 
 
@@ -107,7 +107,7 @@ def test_damage_stays_in_its_box_and_fills_it(kind: str) -> None:
         clean = textured(360, 500, seed)
         pixels = clean.copy()
         rng = np.random.default_rng(seed)
-        found = degradations.damage(pixels, kind, 5, rng, size=(0.2, 0.5), avoid=[])
+        found = damage_module.damage(pixels, kind, 5, rng, size=(0.2, 0.5), avoid=[])
         assert found is not None
         assert (found.kind, found.level) == (kind, 5)
         x1, y1, x2, y2 = found.box
@@ -122,15 +122,15 @@ def test_damage_stays_in_its_box_and_fills_it(kind: str) -> None:
         rows, cols = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         assert np.ptp(rows) > 0.9 * (y2 - y1), "the box is larger than the damage"
         assert np.ptp(cols) > 0.9 * (x2 - x1)
-        assert np.abs(pixels[y1:y2, x1:x2].astype(int) - clean[y1:y2, x1:x2]).mean() >= degradations.MIN_CHANGE
+        assert np.abs(pixels[y1:y2, x1:x2].astype(int) - clean[y1:y2, x1:x2]).mean() >= damage_module.MIN_CHANGE
 
 
 def test_damages_keep_off_each_other() -> None:
     for seed in range(20):
         pixels, rng = textured(360, 500, seed), np.random.default_rng(seed)
-        first = degradations.damage(pixels, "noise", 4, rng, size=(0.2, 0.4), avoid=[])
+        first = damage_module.damage(pixels, "noise", 4, rng, size=(0.2, 0.4), avoid=[])
         kept = pixels.copy()
-        second = degradations.damage(pixels, "color", 4, rng, size=(0.2, 0.4), avoid=[first])
+        second = damage_module.damage(pixels, "color", 4, rng, size=(0.2, 0.4), avoid=[first])
         x1, y1, x2, y2 = first.box
         assert second is not None
         assert_array_equal(pixels[y1:y2, x1:x2], kept[y1:y2, x1:x2])
@@ -140,25 +140,25 @@ def test_damages_keep_off_each_other() -> None:
 def test_where_nothing_would_be_seen_nothing_is_damaged(kind: str) -> None:
     flat = np.full((300, 300, 3), 128, np.uint8)
     kept = flat.copy()
-    found = degradations.damage(flat, kind, 3, np.random.default_rng(0), size=(0.2, 0.5), avoid=[])
-    assert (found is None) == (kind in degradations.NEED_TEXTURE)
+    found = damage_module.damage(flat, kind, 3, np.random.default_rng(0), size=(0.2, 0.5), avoid=[])
+    assert (found is None) == (kind in damage_module.NEED_TEXTURE)
     assert (found is None) == np.array_equal(flat, kept)
 
 
 def test_a_photo_too_small_for_any_region() -> None:
     tiny = textured(40, 40)
-    assert degradations.damage(tiny, "noise", 5, np.random.default_rng(0), size=(0.2, 0.5), avoid=[]) is None
+    assert damage_module.damage(tiny, "noise", 5, np.random.default_rng(0), size=(0.2, 0.5), avoid=[]) is None
 
 
 def scored(*damages: tuple[int, int], kind: str = "noise") -> float:
     """Of a clean photo of 100 x 100 with damages of (level, side)."""
-    made = [degradations.Damage(kind, level, (0, 0, side, side)) for level, side in damages]
-    score: float = degradations.damaged_score(degradations.CLEAN_SCORE, made, 100, 100)
+    made = [damage_module.Damage(kind, level, (0, 0, side, side)) for level, side in damages]
+    score: float = damage_module.damaged_score(damage_module.CLEAN_SCORE, made, 100, 100)
     return score
 
 
 def test_scores_fall_with_level_and_area() -> None:
-    assert scored() == degradations.CLEAN_SCORE == 4.6
+    assert scored() == damage_module.CLEAN_SCORE == 4.6
     by_level = [scored((level, 20)) for level in range(1, 6)]
     assert all(a > b for a, b in pairwise(by_level)), by_level
     by_side = [scored((3, side)) for side in (5, 10, 20, 28)]
@@ -255,7 +255,7 @@ TOKENS = {(2, 2), (2, 3)}  # of 4 x 6 tokens of 100 px, those that the damage be
 def test_token_truth() -> None:
     samples = script("samples")
     box = script("samples").Box(1000, 500, 1600, 900)
-    found = [degradations.Damage("noise", 3, (1200, 700, 1395, 798))]
+    found = [damage_module.Damage("noise", 3, (1200, 700, 1395, 798))]
     truth = samples.token_truth(4, 6, box, found)
     kinds, levels, boxes = truth.kinds.reshape(4, 6), truth.levels.reshape(4, 6), truth.boxes.reshape(4, 6, 4)
     for y in range(4):
@@ -268,13 +268,13 @@ def test_token_truth() -> None:
             else:
                 assert np.isnan(boxes[y, x]).all()
     # A touched token is neither clean nor damaged, but its box is known; one that holds a small damage has it.
-    touched = samples.token_truth(4, 6, box, [degradations.Damage("noise", 3, (1200, 700, 1420, 800))])
+    touched = samples.token_truth(4, 6, box, [damage_module.Damage("noise", 3, (1200, 700, 1420, 800))])
     assert touched.kinds.reshape(4, 6)[2, 4] == touched.levels.reshape(4, 6)[2, 4] == samples.UNKNOWN
     assert not np.isnan(touched.boxes.reshape(4, 6, 4)[2, 4]).any()
-    small = samples.token_truth(4, 6, box, [degradations.Damage("noise", 3, (1210, 710, 1260, 760))])
+    small = samples.token_truth(4, 6, box, [damage_module.Damage("noise", 3, (1210, 710, 1260, 760))])
     assert (small.kinds > 0).sum() == 1
     # What reaches beyond the view ends at its edge.
-    beyond = samples.token_truth(4, 6, box, [degradations.Damage("noise", 3, (800, 300, 1100, 600))])
+    beyond = samples.token_truth(4, 6, box, [damage_module.Damage("noise", 3, (800, 300, 1100, 600))])
     assert beyond.boxes[0] == pytest.approx([0, 0, 100 / 600, 100 / 400])
 
 
@@ -321,7 +321,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     writer.add({**plain, "defects": DEFECTS}, views(*(v[0] for v in VIEWS[:-1])))
     writer.add({**plain, "defects": [], "score": 4.6}, views(*CLEAN_VIEWS))
     writer.add({**plain, "defects": DEFECTS[:1]}, views("global", "window"))
-    attributes = dict.fromkeys(degradations.ATTRIBUTES, 4.6) | {"noise": 1.72}
+    attributes = dict.fromkeys(damage_module.ATTRIBUTES, 4.6) | {"noise": 1.72}
     everywhere = {"kind": "noise", "level": 4, "box": [0, 0, WIDTH, HEIGHT]}
     writer.add({**plain, "defects": [everywhere], "attributes": attributes}, views("global"))
     writer.add({"split": "train", "name": "y.jpg", "score": 3.96}, views("global", "window"))
@@ -547,7 +547,7 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
 def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
     """And its score. It decides nothing: its numbers and words are taught, and only they."""
     trajectories = script("trajectories")
-    read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *degradations.KINDS, *DEFECT_LEVELS}
+    read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *damage_module.KINDS, *DEFECT_LEVELS}
     for seed in range(20):
         narrator = trajectories.Narrator(trajectories.Speller(tokenizer()), np.random.default_rng(seed))
         example = narrator.drill(pool[0])

@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 from cells import IMAGENET_MEAN, IMAGENET_STD, CellStore, export_encoder
-from degradations import ATTRIBUTE_OF, BANK, CLEAN_SCORE, KINDS, Damage, damage, damaged_score, score_drop
+from damage import ATTRIBUTE_OF, BANK, CLEAN_SCORE, KINDS, Damage, damage, damaged_score, score_drop
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from numpy.typing import NDArray
 from photos import Rated, Source, Split, pristine_photos, rated_photos

@@ -1,243 +1,109 @@
-"""Local degradations: how a clean photo is broken in one place, with the truth kept.
+"""The degradation bank: KADID-10k's 25 distortions and what cameras and codecs do, each at five levels.
 
-Every degradation takes and returns (h, w, 3) uint8 sRGB and a level 1..5 whose parameters stand in one table below.
-The tables are ours, set by eye so that level 1 is just visible at full resolution and level 5 cannot be missed; blur
-radii, noise deviations and JPEG qualities span the ranges of KADID-10k's five levels.
+Every one takes (h, w, 3) uint8 sRGB of any size, a level 1..5 and a seed, and gives pixels of the same size: the same for
+the same three, and farther from the original at each level (tests/test_degradations.py measures that by SSIMULACRA2). It
+may leave pixels as they are where they hold nothing to lose, as blur does a flat patch.
+
+KADID-10k (Lin, Hosu and Saupe, 2019): the levels are those of its published MATLAB code, as far as they grow;
+where they do not (its mean shift goes up and down) or hardly differ from level to level, ours are said to be ours.
 """
 
-import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from scipy.ndimage import convolve1d, gaussian_filter, rotate
-from scipy.signal import oaconvolve
+from distortions import blur, camera, codecs, color, light, noise, spatial
+from pixels import Pixels
 
-Pixels = NDArray[np.uint8]
-Degradation = Callable[[Pixels, int, np.random.Generator], Pixels]
-
-DEFOCUS_RADIUS_PX: Final = (1.6, 2.6, 4.2, 6.8, 11.0)
-MOTION_LENGTH_PX: Final = (5, 9, 15, 25, 41)
-NOISE_SIGMA: Final = (7.0, 12.0, 19.0, 29.0, 44.0)  # of 255
-JPEG_QUALITY: Final = (34, 22, 14, 9, 5)
-PIXEL_BLOCK_PX: Final = (2, 3, 5, 8, 13)
-SHARPEN_AMOUNT: Final = (1.2, 2.2, 3.6, 5.6, 9.0)
-OVER_GAIN: Final = (1.4, 1.8, 2.4, 3.2, 4.5)  # in linear light
-UNDER_GAIN: Final = (0.6, 0.42, 0.28, 0.18, 0.1)
-COLOR_SHIFT: Final = (14.0, 24.0, 38.0, 56.0, 80.0)  # of 255, opposite ways in two channels
-
-LINEAR: Final = np.where(
-    np.arange(256) <= 10.31475, np.arange(256) / 255 / 12.92, ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4
-)
-
-
-def _to_u8(values: NDArray[np.floating]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
-def _from_linear(light: NDArray[np.floating]) -> Pixels:
-    light = np.clip(light, 0, 1)
-    return _to_u8(255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055))
-
-
-def _filtered(pixels: Pixels, kernel: NDArray[np.floating]) -> Pixels:
-    pad = kernel.shape[0] // 2
-    light = np.pad(
-        LINEAR[pixels].astype(np.float32),
-        ((pad, pad), (pad, pad), (0, 0)),
-        mode="reflect" if min(pixels.shape[:2]) > pad else "edge",
-    )
-    return _from_linear(oaconvolve(light, kernel.astype(np.float32)[:, :, None], mode="valid", axes=(0, 1)))
-
-
-def disk(radius_px: float) -> NDArray[np.floating]:
-    """A defocus kernel: a disk with an antialiased rim, normalised; side 2*ceil(radius)+1."""
-    half = math.ceil(radius_px)
-    y, x = np.mgrid[-half : half + 1, -half : half + 1]
-    kernel = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
-    return kernel / kernel.sum()
-
-
-def line(length_px: int, angle_deg: float) -> NDArray[np.floating]:
-    """A motion kernel: a straight line through the centre, normalised."""
-    kernel = np.zeros((length_px | 1, length_px | 1))
-    kernel[length_px // 2] = 1
-    kernel = np.clip(rotate(kernel, angle_deg, reshape=False, order=1), 0, None)
-    return kernel / kernel.sum()
-
-
-def defocus(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    return _filtered(pixels, disk(DEFOCUS_RADIUS_PX[level - 1] * rng.uniform(0.9, 1.1)))
-
-
-def motion_blur(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    return _filtered(pixels, line(MOTION_LENGTH_PX[level - 1], rng.uniform(0, 180)))
-
-
-def noise(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise, half of the time stronger in the shadows (as after a tone curve) and sometimes blotchy."""
-    sigma = NOISE_SIGMA[level - 1] * rng.uniform(0.9, 1.1)
-    shape = pixels.shape if rng.random() < 0.7 else (*pixels.shape[:2], 1)  # colour or luminance noise
-    grain = rng.standard_normal(shape, dtype=np.float32)
-    if rng.random() < 0.3:
-        grain = gaussian_filter(grain, (0.7, 0.7, 0))
-        grain /= grain.std() + 1e-6
-    strength = 1.3 - 0.6 * pixels.mean(2, keepdims=True) / 255 if rng.random() < 0.5 else 1.0
-    return _to_u8(pixels + sigma * strength * grain)
-
-
-def compression(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    buffer = io.BytesIO()
-    quality = JPEG_QUALITY[level - 1] + int(rng.integers(-1, 2))
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=2)
-    return np.asarray(Image.open(buffer).convert("RGB"))
-
-
-def pixelation(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    block = PIXEL_BLOCK_PX[level - 1]
-    height, width = pixels.shape[:2]
-    small = Image.fromarray(pixels).resize((max(1, width // block), max(1, height // block)), Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
-
-
-def oversharpen(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    sharp = ImageFilter.UnsharpMask(
-        radius=rng.uniform(1.2, 2.0), percent=int(100 * SHARPEN_AMOUNT[level - 1]), threshold=0
-    )
-    return np.asarray(Image.fromarray(pixels).filter(sharp))
-
-
-def overexposure(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    return _from_linear(LINEAR[pixels] * (OVER_GAIN[level - 1] * rng.uniform(0.95, 1.05)))
-
-
-def underexposure(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    return _from_linear(LINEAR[pixels] * (UNDER_GAIN[level - 1] * rng.uniform(0.95, 1.05)))
-
-
-def color(pixels: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    shift = np.zeros(3)
-    up, down = rng.permutation(3)[:2]
-    shift[up], shift[down] = COLOR_SHIFT[level - 1], -COLOR_SHIFT[level - 1] * rng.uniform(0.3, 1)
-    return _to_u8(pixels + shift)
-
-
-BANK: Final[dict[str, Degradation]] = {
-    "defocus": defocus,
-    "motion_blur": motion_blur,
-    "noise": noise,
-    "compression": compression,
-    "pixelation": pixelation,
-    "oversharpen": oversharpen,
-    "overexposure": overexposure,
-    "underexposure": underexposure,
-    "color": color,
-}
-KINDS: Final = tuple(BANK)
-# What each kind takes from which attribute; the others stay untouched.
-ATTRIBUTE_OF: Final = {
-    "defocus": "sharpness",
-    "motion_blur": "sharpness",
-    "oversharpen": "sharpness",
-    "pixelation": "sharpness",
-    "noise": "noise",
-    "compression": "compression",
-    "overexposure": "exposure",
-    "underexposure": "exposure",
-    "color": "color",
-}
-ATTRIBUTES: Final = ("sharpness", "noise", "color", "exposure", "compression")
-# These change nothing where the photo is smooth, so their places are drawn from the textured part.
-NEED_TEXTURE: Final = frozenset({"defocus", "motion_blur", "pixelation", "oversharpen", "compression"})
+KADID: Final = "KADID-10k"
+OURS: Final = "set by eye: level 1 just visible at full resolution, level 5 unmistakable"
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """One damaged region. `box`: x1, y1, x2, y2 in photo pixels, half-open; `level` 1..5."""
+class Degradation:
+    """`levels`: the parameter of `apply` at each level, in `unit`. `kind`: which of the kinds that a model reports (see
+    damage.py) it looks like. `detail`: it changes texture and leaves the large structure alone."""
 
+    name: str
+    apply: Callable[[Pixels, float, np.random.Generator], Pixels]
+    levels: tuple[float, float, float, float, float]
+    unit: str
+    source: str
     kind: str
-    level: int
-    box: tuple[int, int, int, int]
+    detail: bool = True
+
+    def __call__(self, pixels: Pixels, level: int, seed: int) -> Pixels:
+        if not 1 <= level <= 5:
+            raise ValueError(f"level must be 1..5, got {level}")
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise ValueError(f"pixels must be (h, w, 3) uint8 and not empty, got {pixels.dtype} {pixels.shape}")
+        # The seed alone draws, so that a level differs from the next by its strength only.
+        return self.apply(pixels, self.levels[level - 1], np.random.default_rng(seed))
 
 
-def soft_mask(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(height, width) float32 in 0..1: a superellipse that reaches its box at half strength, with a soft rim."""
-    power = rng.uniform(2, 6)
-    y = np.abs(np.linspace(-1, 1, height))[:, None] ** power
-    x = np.abs(np.linspace(-1, 1, width))[None] ** power
-    rim = rng.uniform(0.08, 0.3)
-    distance = (x + y) ** (1 / power)  # 1 on the rim
-    return np.clip((1 + rim / 2 - distance) / rim, 0, 1).astype(np.float32)
-
-
-def texture(gray: NDArray[np.floating]) -> float:
-    """Mean absolute gradient of a (h, w) grey patch, in 8-bit steps a pixel."""
-    return float(
-        np.abs(convolve1d(gray, [0.5, 0, -0.5], axis=0)).mean()
-        + np.abs(convolve1d(gray, [0.5, 0, -0.5], axis=1)).mean()
-    )
-
-
-MIN_TEXTURE: Final = 3.0
-MIN_CHANGE: Final = 1.2  # mean absolute change inside the mask, 8-bit steps: below it nobody sees the damage
-
-
-def damage(
-    pixels: Pixels,
-    kind: str,
-    level: int,
-    rng: np.random.Generator,
-    *,
-    size: tuple[float, float],
-    avoid: list[Damage],
-    tries: int = 30,
-) -> Damage | None:
-    """Damages one region of `pixels` (H, W, 3; changed in place) and says where, or None if no place suits.
-
-    `size`: least and greatest side of the region as a share of the photo's sides (log-uniform). Regions of `avoid`
-    are not touched.
-    """
-    height, width = pixels.shape[:2]
-    for _ in range(tries):
-        w, h = (int(side * math.exp(rng.uniform(math.log(size[0]), math.log(size[1])))) for side in (width, height))
-        w, h = max(w, 48), max(h, 48)
-        if w >= width or h >= height:
-            continue
-        x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-        if any(x < d.box[2] and d.box[0] < x + w and y < d.box[3] and d.box[1] < y + h for d in avoid):
-            continue
-        patch = pixels[y : y + h, x : x + w]
-        if kind in NEED_TEXTURE and texture(patch[::2, ::2].mean(2)) < MIN_TEXTURE:
-            continue
-        mask = soft_mask(h, w, rng)[:, :, None]
-        mixed = _to_u8(patch + mask * (BANK[kind](np.ascontiguousarray(patch), level, rng).astype(np.float32) - patch))
-        if np.abs(mixed.astype(np.int16) - patch).mean() < MIN_CHANGE:
-            continue
-        patch[:] = mixed
-        return Damage(kind, level, (x, y, x + w, y + h))
-    return None
-
-
-CLEAN_SCORE: Final = 4.6
-WORST_SCORE: Final = 1.0
-
-
-def score_drop(level: int, area_share: float) -> float:
-    """Points a damaged region takes from a photo's score: grows with its level and its share of the photo's area.
-
-    A proxy of our own, not a human rating: level 5 over 8% of the photo or more costs 3.4 points.
-    """
-    return 3.4 * (level / 5) ** 0.9 * (0.5 + 0.5 * math.sqrt(min(1.0, area_share / 0.08)))
-
-
-def damaged_score(clean: float, damages: list[Damage], width: int, height: int) -> float:
-    """The score of a photo of `clean` score after its damages: the worst counts in full, each further one a third."""
-    drops = sorted(
-        (score_drop(d.level, (d.box[2] - d.box[0]) * (d.box[3] - d.box[1]) / (width * height)) for d in damages),
-        reverse=True,
-    )
-    return max(WORST_SCORE, clean - sum(drop if i == 0 else drop / 3 for i, drop in enumerate(drops)))
+_ALL: Final = (
+    # KADID-10k's 25, in its order
+    Degradation("gaussian_blur", blur.gaussian, (0.6, 1.0, 1.6, 2.6, 5.0), "px, sigma", OURS, "defocus"),
+    Degradation("lens_blur", blur.lens, (1, 2, 4, 6, 8), "px, radius", KADID, "defocus"),
+    Degradation("motion_blur", blur.motion, (3, 5, 9, 13, 21), "px, length", OURS, "motion_blur"),
+    Degradation(
+        "color_diffusion", color.diffusion, (1, 3, 6, 8, 12), "amount: 2 + 1.5 of it px", KADID, "color", False
+    ),
+    Degradation("color_shift", color.shift, (1, 3, 6, 8, 12), "px, of green", KADID, "color"),
+    Degradation("color_quantization", color.quantization, (32, 22, 15, 10, 6), "colours", OURS, "color", False),
+    Degradation("saturation_hsv", color.saturation_hsv, (0.75, 0.5, 0.3, 0.12, 0.0), "factor", OURS, "color", False),
+    Degradation("saturation_lab", color.saturation_lab, (1.5, 2, 3, 6, 9), "factor", OURS, "color", False),
+    Degradation("jpeg2000", codecs.jpeg2000, (16, 32, 45, 120, 170), "compression ratio", KADID, "compression"),
+    Degradation("jpeg", codecs.jpeg, (43, 36, 24, 7, 4), "quality", KADID, "compression"),
+    Degradation("white_noise", noise.white, (0.001, 0.002, 0.003, 0.005, 0.01), "variance of 0..1", KADID, "noise"),
+    Degradation("chroma_noise", noise.in_ycbcr, (0.0014, 0.0025, 0.005, 0.01, 0.02), "variance of 0..1", OURS, "noise"),
+    Degradation("impulse_noise", noise.impulse, (0.001, 0.005, 0.01, 0.02, 0.03), "share of samples", KADID, "noise"),
+    Degradation("multiplicative_noise", noise.speckle, (0.001, 0.005, 0.01, 0.02, 0.05), "variance", KADID, "noise"),
+    Degradation("denoise", noise.denoised, (6, 10, 16, 26, 42), "of 255, noise removed again", OURS, "defocus"),
+    Degradation(
+        "brighten", light.brighten, (0.1, 0.2, 0.4, 0.7, 1.1), "rise of mid-grey x 2", KADID, "overexposure", False
+    ),
+    Degradation(
+        "darken", light.darken, (0.05, 0.1, 0.2, 0.4, 0.8), "fall of mid-grey x 2", KADID, "underexposure", False
+    ),
+    Degradation(
+        "mean_shift", light.mean_shift, (0.04, 0.08, 0.15, 0.22, 0.3), "of 0..1, up or down", OURS, "color", False
+    ),
+    Degradation("jitter", spatial.jitter, (0.25, 0.5, 0.9, 1.5, 2.5), "px, deviation", OURS, "pixelation"),
+    Degradation("patches", spatial.patches, (20, 40, 60, 80, 100), "patches a 512 x 384 px", KADID, "pixelation"),
+    Degradation("pixelate", spatial.pixelate, (2, 3, 4, 6, 9), "px, block", OURS, "pixelation"),
+    Degradation("quantization", color.tone_steps, (20, 16, 13, 10, 7), "steps a channel", KADID, "color"),
+    Degradation(
+        "color_blocks", spatial.color_blocks, (2, 4, 6, 8, 10), "blocks a 512 x 384 px", KADID, "pixelation", False
+    ),
+    Degradation("high_sharpen", light.sharpen, (1, 2, 3, 6, 12), "gain", KADID, "oversharpen"),
+    Degradation(
+        "contrast", light.contrast, (0.85, 0.7, 0.55, 0.4, 0.25), "factor, down or its inverse", OURS, "color", False
+    ),
+    # of cameras
+    Degradation("sensor_noise", camera.sensor_noise, (2000, 700, 250, 90, 30), "electrons at white", OURS, "noise"),
+    Degradation("defocus", camera.aperture, (1.5, 2.5, 4, 6.5, 10), "px, radius", OURS, "defocus"),
+    Degradation("camera_shake", camera.shake, (4, 8, 14, 22, 36), "px, path", OURS, "motion_blur"),
+    Degradation(
+        "rolling_banding",
+        camera.banding,
+        (0.04, 0.08, 0.14, 0.22, 0.34),
+        "depth in linear light",
+        OURS,
+        "underexposure",
+        False,
+    ),
+    Degradation(
+        "demosaic", camera.demosaic, (0.25, 0.45, 0.65, 0.85, 1.0), "share of a bilinear demosaic", OURS, "color"
+    ),
+    Degradation("moire", camera.moire, (0.05, 0.1, 0.17, 0.27, 0.4), "depth", OURS, "color", False),
+    Degradation("halos", camera.halos, (0.5, 0.9, 1.5, 2.4, 3.8), "gain, wide radius", OURS, "oversharpen"),
+    Degradation("dust_and_scratches", camera.dust, (2, 5, 9, 16, 28), "marks a 512 x 384 px", OURS, "noise", False),
+    Degradation("chroma_bleed", camera.chroma_bleed, (2, 4, 7, 12, 20), "px, sideways", OURS, "color"),
+    # of codecs
+    Degradation("double_jpeg", codecs.double_jpeg, (50, 36, 26, 17, 10), "quality, of both", OURS, "compression"),
+    Degradation("webp", codecs.webp, (40, 22, 12, 5, 0), "quality", OURS, "compression"),
+    Degradation("avif", codecs.avif, (40, 28, 18, 9, 1), "quality", OURS, "compression"),
+)
+BANK: Final = {degradation.name: degradation for degradation in _ALL}

@@ -16,7 +16,7 @@ import onnx
 import torch
 import vocabulary as words
 from cells import CELL_PX, IMAGENET_MEAN, IMAGENET_STD
-from degradations import ATTRIBUTES, KINDS
+from damage import ATTRIBUTES, KINDS
 from nano import Nano, NanoVisual, config, raise_bar
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from cells import CellStore
-from degradations import KINDS
+from damage import KINDS
 from numpy.typing import NDArray
 from samples import Item, Samples, eyes_file, read
 from torch import Tensor

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from cells import CELL_CHANNELS, CellStore
-from degradations import KINDS, Damage
+from damage import KINDS, Damage
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import vocabulary as words
-from degradations import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Damage, damaged_score
+from damage import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Damage, damaged_score
 from nano_spec import CROP
 from numpy.typing import NDArray
 from samples import Item, Sample, damages, read

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from cells import CELL_CHANNELS, CellEncoder
-from degradations import KINDS
+from damage import KINDS
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,0 +1,95 @@
+"""The degradation bank: every level farther from the original than the last, on any size, and fixed by its seed."""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script
+
+bank = script("degradations")
+damage_module = script("damage")
+pixels_module = script("pixels")
+ssimulacra2 = library("ssimulacra2")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NAMES = sorted(bank.BANK)
+KADID_COUNT = 25
+Pixels = NDArray[np.uint8]
+
+
+def photo(height: int = 288, width: int = 320) -> Pixels:
+    with Image.open(EXAMPLES / "coffee.jpg") as image:
+        middle = np.asarray(image.convert("RGB"))
+    top, left = (middle.shape[0] - height) // 2, (middle.shape[1] - width) // 2
+    return np.ascontiguousarray(middle[top : top + height, left : left + width])
+
+
+def likeness(original: Pixels, other: Pixels) -> float:
+    """SSIMULACRA2: 100 is equal, less is worse."""
+    files = []
+    for pixels in (original, other):
+        files.append(io.BytesIO())
+        Image.fromarray(pixels).save(files[-1], "PNG", compress_level=0)
+    return float(ssimulacra2.compute_ssimulacra2(*files))
+
+
+def test_the_bank_holds_all_of_kadid_and_more() -> None:
+    assert len(NAMES) >= KADID_COUNT + 12
+    for each in bank.BANK.values():
+        assert each.kind in damage_module.KINDS
+        assert len(each.levels) == 5
+        steps = np.diff(each.levels)
+        assert (steps > 0).all() or (steps < 0).all(), each.name
+        assert each.unit
+        assert each.source
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_every_level_is_farther_from_the_original(name: str, seed: int) -> None:
+    original = photo()
+    found = [likeness(original, bank.BANK[name](original, level, seed)) for level in range(1, 6)]
+    assert found[0] < 99.5, found  # level 1 does something
+    assert found[4] < 75, found
+    assert all(a > b for a, b in zip(found, found[1:], strict=False)), found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_fixes_the_pixels_and_the_input_stays(name: str) -> None:
+    original = photo(96, 130)
+    before = original.copy()
+    first, again = (bank.BANK[name](original, 3, 11) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(original, before)
+    assert first.dtype == np.uint8
+    assert not np.array_equal(first, original)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2), (7, 5), (61, 83)])
+@pytest.mark.parametrize("level", [1, 5])
+def test_any_size(name: str, size: tuple[int, int], level: int) -> None:
+    original = photo()[: size[0], : size[1]]
+    assert bank.BANK[name](original, level, 2).shape == original.shape
+
+
+@pytest.mark.parametrize(
+    ("pixels", "level", "message"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), 0, "level must be 1..5, got 0"),
+        (np.zeros((4, 4, 3), np.uint8), 6, "level must be 1..5, got 6"),
+        (np.zeros((4, 4, 3), np.float32), 3, "pixels must be"),
+        (np.zeros((4, 4), np.uint8), 3, "pixels must be"),
+        (np.zeros((0, 4, 3), np.uint8), 3, "pixels must be"),
+    ],
+)
+def test_wrong_input_is_said(pixels: NDArray[np.generic], level: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bank.BANK["jpeg"](pixels, level, 0)
