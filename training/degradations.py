@@ -1,11 +1,11 @@
 """The degradation bank: KADID-10k's 25 distortions and what cameras and codecs do, each at five levels.
 
-Every one takes (h, w, 3) uint8 sRGB of any size, a level 1..5 and a seed, and gives pixels of the same size: the same for
-the same three, and farther from the original at each level (tests/test_degradations.py measures that by SSIMULACRA2). It
-may leave pixels as they are where they hold nothing to lose, as blur does a flat patch.
+Every one takes (h, w, 3) uint8 sRGB of any size, a level 1..5 and a seed, and gives pixels of the same size: the same
+for the same three, and farther from the original at each level (tests/test_degradations.py measures it by SSIMULACRA2).
+It may leave pixels as they are where they hold nothing to lose, as blur does a flat patch.
 
-KADID-10k (Lin, Hosu and Saupe, 2019): the levels are those of its published MATLAB code, as far as they grow;
-where they do not (its mean shift goes up and down) or hardly differ from level to level, ours are said to be ours.
+KADID-10k (Lin, Hosu and Saupe, 2019): the levels are those of ARNIQA's port of its MATLAB code, as far as they grow;
+where they do not (its mean shift goes up and down) or hardly differ from one to the next, ours are said to be ours.
 """
 
 from collections.abc import Callable

@@ -21,10 +21,14 @@ def to_u8(values: NDArray[np.floating]) -> Pixels:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def from_linear(light: NDArray[np.floating]) -> Pixels:
-    """Codes of light 0..1; what is outside is clipped."""
+def codes(light: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Of light 0..1, not yet rounded; what is outside is clipped."""
     light = np.clip(light, 0, 1)
-    return to_u8(255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055))
+    return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def from_linear(light: NDArray[np.floating]) -> Pixels:
+    return to_u8(codes(light))
 
 
 def luma(pixels: Pixels) -> NDArray[np.float32]:
