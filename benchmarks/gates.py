@@ -21,15 +21,15 @@ import numpy as np
 from damaged_set import cases
 from measures import Estimate, bootstrap, mean, plcc, srcc
 from photos import Rated, pristine_photos, rated_photos  # on the path through damaged_set
+from scorers import SEED, RandomAim
 
 from qcheck.bundle import Bundle
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
-from qcheck.tiles import Box, CropSpec, crop_box
+from qcheck.tiles import Box
 
 Row = Estimate | float | None
-SEED = 2026
 
 
 def rated_rows(engine: Engine, photos: list[Rated]) -> dict[str, Row]:
@@ -45,27 +45,15 @@ def rated_rows(engine: Engine, photos: list[Rated]) -> dict[str, Row]:
 def brisque_row(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
     if python is None:
         return {"brisque_srcc": None}
-    script = Path(__file__).with_name("brisque_scores.py")
+    script = Path(__file__).with_name("peer_scores.py")
     names = "".join(f"{p.path}\n" for p in photos)
-    done = subprocess.run([str(python), str(script)], input=names, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(python), str(script), "brisque"], input=names, capture_output=True, text=True, check=True
+    )
     # BRISQUE counts distortion, so more is worse; a photo that it fails on gets its worst score.
     scores = np.array([float(line) for line in done.stdout.split()])
     scores[np.isnan(scores)] = np.nanmax(scores)
     return {"brisque_srcc": bootstrap(srcc, -scores, [p.score for p in photos])}
-
-
-class RandomAim:
-    """Crops of the size the model asked for, anywhere: does it matter where one looks?"""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-
-    def __call__(self, target: Box, spec: CropSpec, width: int, height: int) -> Box:
-        crop = crop_box(target, spec, width, height)
-        x, y = (
-            int(self.rng.integers(0, limit - side + 1)) for limit, side in ((width, crop.width), (height, crop.height))
-        )
-        return Box(x, y, x + crop.width, y + crop.height)
 
 
 def local_rows(engine: Engine, photos: Path, per_source: int, split: str) -> dict[str, Row]:

@@ -1,13 +1,14 @@
 """Rank correlations and means with bootstrap intervals, resampled by group (source photo) where groups are given."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit
-from scipy.stats import pearsonr, spearmanr
+from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.stats import kendalltau, pearsonr, spearmanr
 
 RESAMPLES: Final = 1000
 Values = NDArray[np.float64]
@@ -32,19 +33,39 @@ def srcc(guess: Values, truth: Values) -> float:
     return float(spearmanr(guess, truth)[0])
 
 
-def plcc(guess: Values, truth: Values) -> float:
-    """Pearson's correlation after VQEG's four-parameter logistic fit; without the fit where it does not converge."""
+def fitted(guess: Values, truth: Values) -> Values:
+    """`guess` on the truth's scale by VQEG's four-parameter logistic; by a line where that does not converge."""
 
     def logistic(x: Values, top: float, bottom: float, middle: float, width: float) -> Values:
-        return bottom + (top - bottom) / (1 + np.exp(-(x - middle) / (abs(width) + 1e-6)))
+        return bottom + (top - bottom) / (1 + np.exp(np.clip(-(x - middle) / (abs(width) + 1e-6), -500, 500)))
 
+    if len(guess) < 5:  # fewer than the fit has parameters and one
+        return np.polyval(np.polyfit(guess, truth, 1), guess)
     start = (truth.max(), truth.min(), float(np.median(guess)), float(guess.std()) + 1e-6)
     try:
-        fitted, _ = curve_fit(logistic, guess, truth, start, maxfev=10_000)
-        guess = logistic(guess, *fitted)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)  # of the covariance, which nobody asks for
+            best, _ = curve_fit(logistic, guess, truth, start, maxfev=10_000)
+        return logistic(guess, *best)
     except RuntimeError:
-        pass
+        return np.polyval(np.polyfit(guess, truth, 1), guess)
+
+
+def pearson(guess: Values, truth: Values) -> float:
     return float(pearsonr(guess, truth)[0])
+
+
+def plcc(guess: Values, truth: Values) -> float:
+    """Pearson's correlation after that fit."""
+    return pearson(fitted(guess, truth), truth)
+
+
+def krcc(guess: Values, truth: Values) -> float:
+    return float(kendalltau(guess, truth)[0])
+
+
+def rmse(guess: Values, truth: Values) -> float:
+    return float(np.sqrt(np.mean((guess - truth) ** 2)))
 
 
 def bootstrap(

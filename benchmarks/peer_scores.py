@@ -1,0 +1,35 @@
+"""A classical measure of the photos named on standard input, a number a line; `nan` where it fails.
+
+    python peer_scores.py brisque|piqe
+
+They need an environment of their own, because they do not run on numpy 2.4:
+
+    python -m venv peers && peers/bin/pip install brisque pypiqe opencv-python-headless 'numpy<2.4'
+"""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def brisque() -> Callable[[NDArray[np.uint8]], float]:
+    from brisque import BRISQUE
+
+    return BRISQUE(url=False).score
+
+
+def piqe() -> Callable[[NDArray[np.uint8]], float]:
+    from pypiqe import piqe as measure
+
+    return lambda pixels: measure(pixels)[0]
+
+
+score = {"brisque": brisque, "piqe": piqe}[sys.argv[1]]()
+for line in sys.stdin:
+    try:
+        print(float(score(np.asarray(Image.open(line.rstrip("\n")).convert("RGB")))), flush=True)
+    except Exception:  # they raise many things on flat photos
+        print("nan", flush=True)
