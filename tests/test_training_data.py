@@ -335,11 +335,11 @@ KIND_OF_SAMPLE = {"local": 0, "clean": 1, "patched": 2, "whole": 3, "rated": 4}
 
 def told(pool: list[Item], name: str, count: int = 40) -> Iterator[tuple[dict[str, Any], Any]]:
     """Examples of a kind of sample, each with its own chance."""
-    trajectories = script("trajectories")
+    narration = script("narrator")
     item = pool[KIND_OF_SAMPLE[name]]
-    speller = trajectories.Speller(tokenizer())
+    speller = narration.Speller(tokenizer())
     for seed in range(count):
-        narrator = trajectories.Narrator(speller, np.random.default_rng(seed))
+        narrator = narration.Narrator(speller, np.random.default_rng(seed))
         yield item[0], narrator.tell("aimed" if name in ("local", "clean") else name, item)
 
 
@@ -360,7 +360,7 @@ def test_what_a_store_writes_it_reads(pool: list[Item]) -> None:
 
 @pytest.mark.parametrize("name", KIND_OF_SAMPLE)
 def test_examples_are_consistent(pool: list[Item], name: str) -> None:
-    trajectories = script("trajectories")
+    narration = script("narrator")
     image = tokenizer().token_to_id(words.IMAGE)
     for sample, example in told(pool, name):
         positions = np.concatenate(example.positions, 1)
@@ -378,24 +378,24 @@ def test_examples_are_consistent(pool: list[Item], name: str) -> None:
         assert len(example.exact_scores) == 1
         for place, score in example.exact_scores.items():
             assert score == sample["score"]
-            assert said[place] == trajectories.score_token(score)
+            assert said[place] == narration.score_token(score)
             assert said[place - 1] == prompt.ANSWER_OPEN
-            assert weights[place] == trajectories.SCORE_WEIGHT
+            assert weights[place] == narration.SCORE_WEIGHT
 
 
 def test_tokens_are_left_out_at_random(pool: list[Item]) -> None:
     """In order, each with its own place in the view; the words after an image stand where they always do."""
-    trajectories = script("trajectories")
+    narration = script("narrator")
     image, slots = tokenizer().token_to_id(words.IMAGE), script("visual").SLOTS
-    shown = trajectories.shown_views(pool[0])[0]
+    shown = narration.shown_views(pool[0])[0]
     count = shown.seen.shape[0] * shown.seen.shape[1]
-    whole = trajectories.Example()
-    trajectories.Speller(tokenizer()).request(whole, words.FIRST, shown)
+    whole = narration.Example()
+    narration.Speller(tokenizer()).request(whole, words.FIRST, shown)
     places = np.concatenate(whole.positions, 1)
     assert_array_equal(whole.kept[0], np.arange(count))
-    speller, sizes = trajectories.Speller(tokenizer(), np.random.default_rng(0)), set()
+    speller, sizes = narration.Speller(tokenizer(), np.random.default_rng(0)), set()
     for _ in range(60):
-        example = trajectories.Example()
+        example = narration.Example()
         speller.request(example, words.FIRST, shown)
         (kept,) = example.kept
         sizes.add(len(kept))
@@ -411,13 +411,13 @@ def test_tokens_are_left_out_at_random(pool: list[Item]) -> None:
         assert_array_equal(np.concatenate((got[:, of_image], got[:, ~of_image]), 1), expected)
     assert slots <= min(sizes) < max(sizes) <= count
     for tokens in (1, slots - 1, slots, slots + 1, 7 * slots + 3):
-        fewest = trajectories.some_of_each_slot(tokens, np.random.default_rng(1), least=True)
+        fewest = narration.some_of_each_slot(tokens, np.random.default_rng(1), least=True)
         assert sorted(fewest % slots) == list(range(min(tokens, slots)))
         assert fewest.max() < tokens
 
 
 def test_score_tokens_are_the_nearest() -> None:
-    score_token = script("trajectories").score_token
+    score_token = script("narrator").score_token
     assert [score_token(s) for s in (1.0, 2.34, 3.96, 5.0, 0.2, 7.0)] == ["1.0", "2.3", "4.0", "5.0", "1.0", "5.0"]
 
 
@@ -444,21 +444,21 @@ def near(said: list[str], box: list[int]) -> bool:
 
 
 def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
-    trajectories, seen = script("trajectories"), set()
+    narration, seen = script("narrator"), set()
     for name in ("local", "clean"):
         for _, example in told(pool, name, 150):
             found: set[str] = set()
             for turn, (said, weights, crop) in enumerate(calls_of(example)):
                 chosen = [i for i, text in enumerate(said) if text not in prompt.CHUNKS]
                 assert len(chosen) == 5
-                assert weights[0] == trajectories.CHOICE_WEIGHT, "whether to call is always taught"
+                assert weights[0] == narration.CHOICE_WEIGHT, "whether to call is always taught"
                 if not any(weights[1:]):
                     seen.add(("any", crop))
                     found.add(crop)
                     continue
                 assert sorted(weights[i] for i in chosen) == [
-                    *([trajectories.NUMBER_WEIGHT] * 4),
-                    trajectories.WORD_WEIGHT,
+                    *([narration.NUMBER_WEIGHT] * 4),
+                    narration.WORD_WEIGHT,
                 ]
                 # Where perception suspects something: the suspicion, by the name of what is really there.
                 waits = {0: ("aim0", "noise"), 2: ("truth1", "color")} if name == "local" else {}
@@ -482,7 +482,7 @@ def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
 
 def test_looking_ends_when_all_is_found(pool: list[Item]) -> None:
     """And not before, unless the cap does it."""
-    trajectories = script("trajectories")
+    narration = script("narrator")
     for name in ("local", "clean"):
         for _, example in told(pool, name, 100):
             if len(example.views) == 1:
@@ -491,7 +491,7 @@ def test_looking_ends_when_all_is_found(pool: list[Item]) -> None:
             left = [
                 d
                 for d in (script("samples").damages({"defects": DEFECTS}) if name == "local" else [])
-                if not any(trajectories.share(d, crop) >= trajectories.FOUND_SHARE for crop in example.views[1:])
+                if not any(narration.share(d, crop) >= narration.FOUND_SHARE for crop in example.views[1:])
             ]
             assert not left or not last[1], "an answer while a damage waits and a crop is allowed"
 
@@ -519,9 +519,9 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
             assert said[start + 1] == expected[shown.role][0]
             if said[start + 1] == prompt.THINK_CLEAN:
                 assert said[start + 2] == prompt.THINK_CLOSE
-                assert example.weights[start + 1] == script("trajectories").CLEAN_WEIGHT
+                assert example.weights[start + 1] == script("narrator").CLEAN_WEIGHT
                 continue
-            assert example.weights[start + 1] == script("trajectories").FOUND_WEIGHT
+            assert example.weights[start + 1] == script("narrator").FOUND_WEIGHT
             assert said[start + 3] == expected[shown.role][1]
             # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
             truth = [110, 220, 780, 670] if shown.role == "aim0" else [220, 330, 670, 780]
@@ -529,27 +529,27 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
     assert set(checked) == set(expected)
     assert {"aim0", "aim1"} <= set(misspoken) <= set(expected)
     share = len(misspoken) / len(checked + misspoken)
-    assert share == pytest.approx(script("trajectories").MISSPOKEN_SHARE, abs=0.1)
+    assert share == pytest.approx(script("narrator").MISSPOKEN_SHARE, abs=0.1)
 
 
 def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
-    samples, trajectories = script("samples"), script("trajectories")
-    speller = trajectories.Speller(tokenizer())
-    crop = next(v for v in trajectories.shown_views(pool[0]) if v.role == "near")
-    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], trajectories.CLEAN_WEIGHT)):
-        example = trajectories.Example()
+    samples, narration = script("samples"), script("narrator")
+    speller = narration.Speller(tokenizer())
+    crop = next(v for v in narration.shown_views(pool[0]) if v.role == "near")
+    for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], narration.CLEAN_WEIGHT)):
+        example = narration.Example()
         found = samples.damages({"defects": [{"kind": "noise", "level": 4, "box": box}]})
-        trajectories.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
+        narration.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
         assert prompt.THINK_CLEAN in texts(example)
         assert example.weights[texts(example).index(prompt.THINK_CLEAN)] == taught
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
     """And its score. It decides nothing: its numbers and words are taught, and only they."""
-    trajectories = script("trajectories")
+    narration = script("narrator")
     read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *damage_module.KINDS, *DEFECT_LEVELS}
     for seed in range(20):
-        narrator = trajectories.Narrator(trajectories.Speller(tokenizer()), np.random.default_rng(seed))
+        narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed))
         example = narrator.drill(pool[0])
         said = texts(example)
         assert len(example.views) == 1 + len(SUSPECTED)

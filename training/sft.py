@@ -23,12 +23,12 @@ import vocabulary as words
 from cells import CellEncoder
 from look import LOOKED, SEEN_CHANNELS, unpacked
 from nano import Nano, config, write_numbers
+from narrator import Example, Narrator, Speller
 from numpy.typing import NDArray
 from samples import Item, Samples
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 from torch.nn import functional as F
-from trajectories import Example, Narrator, Speller
 from visual import described
 
 SCORE_SIGMA: Final = 0.25

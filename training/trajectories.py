@@ -1,380 +1,274 @@
-"""Conversations to learn from: cached samples become what the runtime would have seen and what nano should have said.
+"""Probe-CoT: how one should look at a photo, as conversations over whole photos that any model can be taught.
 
-The policy that is taught: look where perception suspects most, say what is there, look on while nothing was found, and
-answer. A suspicion that lies on a damage is taught as the damage itself. The context-aware rule: crops hold the damage
-and some of its normal surroundings, and many crops are clean, so that being cropped says nothing about quality.
+    python training/trajectories.py make SET OUT [--rated DATA/biq2021] [--photos PHOTOS] [--degradation-only]
+    python training/trajectories.py flywheel SET OUT [--model BUNDLE]
+
+SET is what vista.py made; only images of `--split` (train) are used. `make` writes OUT/trajectories.jsonl: think, crop,
+look, think, answer. What it holds to:
+
+- Low and high resolution 2 : 1 (Q-Probe): small copies and rated photos, answered at once, and full-size ones, probed.
+- The context-aware rule: a crop holds all of a defect and some of its normal surroundings, and some crops show nothing
+  but clean photo or natural bokeh, so that being cropped does not mean being broken. `--degradation-only` breaks it for
+  the ablation: crops are the defects' own boxes, and none is clean.
+- Counterfactual pairs, where --photos says what SET was made from: the same photo without its damage, beside it, for a
+  loss on what is really seen.
+
+`flywheel` lets a model look at SET's images and keeps the conversations whose score and boxes agree with the truth.
+
+Boxes are x1, y1, x2, y2 in pixels of the image that the line names. `findings` of a rated photo are null: nobody knows.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import vocabulary as words
-from damage import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Damage, damaged_score
-from nano_spec import CROP
-from numpy.typing import NDArray
-from samples import Item, Sample, damages, read
-from tokenizers import Tokenizer
-from visual import SLOTS
+from photos import rated_photos
+from PIL import Image
+from vista import Job, SetError, clean_photos, encoded, scene, write_whole
 
-from qcheck import prompt
-from qcheck.contract import IMAGE_SLOT
-from qcheck.rope import image_positions, text_positions
-from qcheck.tiles import Box, View, crop_box, model_coords
-from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
+from qcheck.bundle import Bundle
+from qcheck.engine import Engine
+from qcheck.photo import Photo
+from qcheck.probe import Limits, Prober
+from qcheck.tiles import Box
+from qcheck.verdict import DEFECT_LEVELS
 
-FOUND_SHARE: Final = 0.6  # a crop that holds this much of a damage has found it
-SEEN_SHARE: Final = 0.25  # one that holds less than this does not show it
-SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means it
-FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
-# What is decided weighs by what hangs on it: by their number alone, coordinates would drown whether there is a defect.
-CHOICE_WEIGHT: Final = 4.0
-# That there is nothing, and that there is something: a false alarm costs seven times what a miss does. With less than
-# twice, four in five clean development photos had one: each has up to three suspicious crops in which to raise it.
-CLEAN_WEIGHT: Final = 12.0
-FOUND_WEIGHT: Final = 1.7
-WORD_WEIGHT: Final = 2.0  # kinds and levels
-NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
-SCORE_WEIGHT: Final = 4.0
-LEAST_KEPT: Final = 0.1  # of a view's tokens
-SINGLE_PASS_SHARE: Final = 0.25
-ON_POLICY_SHARE: Final = 0.8  # of crops: where perception suspects; the others lie on a damage or anywhere
-LOOK_ON_SHARE: Final = 0.7  # after nothing was found
-MISSPOKEN_SHARE: Final = 0.4  # of findings
-PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
-FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.DEFECTS_CLOSE))
+FORMAT: Final = "probe-cot-1"
+LOW_TO_HIGH: Final = 2
+CONTEXT: Final = (0.2, 0.6)  # of a defect's sides, on each side of it: between half and a fifth of a crop is the defect
+LEAST_CROP_PX: Final = 448
+CLEAN_CROP_SHARE: Final = 0.35  # of probed images with defects, that also look at a clean place
+MOST_PROBES: Final = 3
+AGREEING_SCORE: Final = 0.5  # points
+AGREEING_IOU: Final = 0.5
+BOKEH: Final = ("bokeh", "panned")
+
+Row = dict[str, Any]
+BoxPx = tuple[int, int, int, int]
 
 
-Suspicion = tuple[float, float, float, float, str, int]
+def context_crop(box: BoxPx, width: int, height: int, rng: np.random.Generator) -> BoxPx:
+    """All of a box with normal surroundings on every side that the photo has, off its centre."""
+    x1, y1, x2, y2 = box
+    left, right, top, bottom = rng.uniform(*CONTEXT, 4)
+    w, h = x2 - x1, y2 - y1
+    # A small defect gets more around it: no view is smaller than a crop's least.
+    more_x, more_y = max(0.0, LEAST_CROP_PX - w * (1 + left + right)), max(0.0, LEAST_CROP_PX - h * (1 + top + bottom))
+    slide_x, slide_y = rng.uniform(0.2, 0.8, 2)
+    return (
+        max(0, round(x1 - left * w - slide_x * more_x)),
+        max(0, round(y1 - top * h - slide_y * more_y)),
+        min(width, round(x2 + right * w + (1 - slide_x) * more_x)),
+        min(height, round(y2 + bottom * h + (1 - slide_y) * more_y)),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, SEEN_CHANNELS), its score,
-    and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
-
-    box: Box
-    seen: NDArray[np.float16]
-    score: float
-    role: str
-    suspicions: list[Suspicion]
-
-    def spell(self, box: Box) -> list[str]:
-        return coordinate_tokens(model_coords(box, View(self.box, 1, 1), "relative_1000"))
+def clean_crop(regions: list[Row], width: int, height: int, rng: np.random.Generator) -> BoxPx | None:
+    """A place that touches no defect, or None where forty tries found none."""
+    for _ in range(40):
+        w, h = (min(n, max(LEAST_CROP_PX, round(n * rng.uniform(0.1, 0.35)))) for n in (width, height))
+        x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+        if all(Box(x, y, x + w, y + h).iou(Box(*r["box"])) == 0 for r in regions):
+            return x, y, x + w, y + h
+    return None
 
 
-@dataclass(slots=True)
-class Example:
-    """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: each image in order; `kept`: which
-    of its tokens are there; `positions`: (3, length) in parts; `exact_scores`: the true score of the score tokens, by
-    their place."""
-
-    tokens: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    positions: list[NDArray[np.int64]] = field(default_factory=list)
-    views: list[Shown] = field(default_factory=list)
-    kept: list[NDArray[np.int64]] = field(default_factory=list)
-    exact_scores: dict[int, float] = field(default_factory=dict)
-    next_position: int = 0
+def finding(region: Row) -> Row:
+    return {"kind": region["kind"], "level": DEFECT_LEVELS[region["level"] - 1], "box": list(region["box"])}
 
 
-class Speller:
-    """Writes conversations token by token."""
-
-    def __init__(self, tokenizer: Tokenizer, rng: np.random.Generator | None = None) -> None:
-        """`rng`: leaves out some of the tokens of every view, any share of them, for views are of any size. Training is
-        twice as fast."""
-        self.tokenizer, self.rng = tokenizer, rng
-        self.image_id: int = tokenizer.token_to_id(words.IMAGE)
-        self.defects_id: int = tokenizer.token_to_id(prompt.DEFECTS_OPEN)
-
-    def request(self, example: Example, template: str, shown: Shown, least: bool = False) -> None:
-        """Adds a request with an image. `least`: with as few of its tokens as may be."""
-        before, after = template.split(IMAGE_SLOT)
-        self._text(example, self.tokenizer.encode(before).ids)
-        rows, cols = shown.seen.shape[:2]
-        positions, example.next_position = image_positions(example.next_position, rows, cols)
-        kept = np.arange(rows * cols) if self.rng is None else some_of_each_slot(rows * cols, self.rng, least)
-        example.positions.append(positions[:, kept])
-        example.tokens += [self.image_id] * len(kept)
-        example.weights += [0.0] * len(kept)
-        example.views.append(shown)
-        example.kept.append(kept)
-        self._text(example, self.tokenizer.encode(after).ids)
-
-    def say(self, example: Example, said: Sequence[str], weight: float = 1.0, score: float | None = None) -> None:
-        """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the exact value of score tokens."""
-        ids = [self.tokenizer.token_to_id(text) for text in said]
-        for offset, text in enumerate(said):
-            one_more = text == prompt.COMMA and offset > 0 and said[offset - 1] == prompt.DEFECT_CLOSE
-            finding = offset > 0 and said[offset - 1] == prompt.THINK_OPEN  # a kind
-            nothing = text == prompt.DEFECTS_CLOSE and example.tokens[-1] == self.defects_id
-            if text == prompt.THINK_CLEAN or nothing:
-                token_weight = CLEAN_WEIGHT
-            elif text == prompt.DEFECT_OPEN or finding:
-                token_weight = FOUND_WEIGHT
-            elif text in FREE or one_more:
-                token_weight = CHOICE_WEIGHT
-            elif text in KINDS or text in DEFECT_LEVELS:
-                token_weight = WORD_WEIGHT
-            else:
-                forced = text in prompt.CHUNKS or text.startswith('"')
-                token_weight = FORCED_WEIGHT if forced else NUMBER_WEIGHT
-            if score is not None and text in words.SCORE_TOKENS:
-                example.exact_scores[len(example.tokens) + offset] = score
-                token_weight = SCORE_WEIGHT
-            example.weights.append(weight * token_weight)
-        positions, example.next_position = text_positions(example.next_position, len(ids))
-        example.positions.append(positions)
-        example.tokens += ids
-
-    def _text(self, example: Example, ids: list[int]) -> None:
-        positions, example.next_position = text_positions(example.next_position, len(ids))
-        example.positions.append(positions)
-        example.tokens += ids
-        example.weights += [0.0] * len(ids)
+def low(image: str, size: tuple[int, int], row: Row) -> Row:
+    """A small copy: answered at once. Its defects are those of the large one, in its own pixels."""
+    scale = size[0] / row["width"]
+    regions = row["regions"]
+    findings = None
+    if regions is not None:
+        findings = [{**finding(r), "box": [round(c * scale) for c in r["box"]]} for r in regions]
+    return _line(image, size, "low", row, [], findings)
 
 
-def some_of_each_slot(tokens: int, rng: np.random.Generator, least: bool) -> NDArray[np.int64]:
-    """Sorted places of any share (or the `least`) of a view's tokens, with as many of each slot's (see
-    visual.described) as of any other's, for a number that no token holds cannot be read."""
-    rounds = math.ceil(tokens / SLOTS)
-    most = 1 if least else max(1, round(rounds * math.exp(rng.uniform(math.log(LEAST_KEPT), 0))))
-    # Each slot's own order of rounds; places past the end are of the last round, which may not be whole.
-    places = rng.permuted(np.tile(np.arange(rounds), (SLOTS, 1)), axis=1) * SLOTS + np.arange(SLOTS)[:, None]
-    order = np.argsort(places >= tokens, axis=1, kind="stable")
-    places = np.take_along_axis(places, order, 1)[:, :most].reshape(-1)
-    return np.sort(places[places < tokens])
+def high(row: Row, rng: np.random.Generator, degradation_only: bool = False) -> Row | None:
+    """A full-size image: its defects probed one by one, the costliest first, and now and then a clean place. None where
+    there is nothing to show under `degradation_only`."""
+    size, regions = (row["width"], row["height"]), row["regions"]
+    ordered = sorted(regions, key=lambda r: -r["cost"])
+    probes: list[Row] = []
+    for region in ordered[:MOST_PROBES]:
+        crop = tuple(region["box"]) if degradation_only else context_crop(tuple(region["box"]), *size, rng)
+        seen = [finding(r) for r in ordered if Box(*crop).iou(Box(*r["box"])) > 0]
+        probes.append({"box": list(crop), "label": region["kind"], "findings": seen})
+    if degradation_only and not probes:
+        return None
+    wanted = not regions or (len(probes) < MOST_PROBES and rng.random() < CLEAN_CROP_SHARE)
+    if wanted and not degradation_only and (crop := clean_crop(regions, *size, rng)):
+        # Looked at for what it may be taken for: natural blur for defocus.
+        label = "defocus" if row["scene"] in BOKEH else str(rng.choice(["noise", "compression", "defocus"]))
+        probes.insert(int(rng.integers(0, len(probes) + 1)), {"box": list(crop), "label": label, "findings": []})
+    return _line(row["image"], size, "high", row, probes, [finding(r) for r in ordered])
 
 
-def score_token(score: float) -> str:
-    return words.SCORE_TOKENS[int(np.clip(round((score - 1) * 10), 0, 40))]
-
-
-def coordinate_tokens(coords: Sequence[float]) -> list[str]:
-    step, last = words.COORDINATE_STEP, len(words.COORDINATE_TOKENS) - 1
-    return [words.COORDINATE_TOKENS[int(np.clip(round(c / step), 0, last))] for c in coords]
-
-
-def overlap(a: Box, b: Box) -> Box | None:
-    x1, y1, x2, y2 = max(a.x1, b.x1), max(a.y1, b.y1), min(a.x2, b.x2), min(a.y2, b.y2)
-    return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
-
-
-class Narrator:
-    """Turns cached samples into conversations, another one each time."""
-
-    def __init__(self, speller: Speller, rng: np.random.Generator) -> None:
-        self.speller, self.rng = speller, rng
-
-    def tell(self, kind: str, item: Item) -> Example:
-        """One conversation about a sample of a kind of cache.py."""
-        example: Example = getattr(self, "local" if kind == "aimed" else kind)(item)
-        return example
-
-    def rated(self, item: Item, augment: bool = True) -> Example:
-        """A rated photo: only its score is taught, because nobody named its defects."""
-        example, rng = Example(), self.rng
-        views = shown_views(item)
-        whole = [v for v in views if v.role == "global"]
-        shown = whole[int(rng.integers(len(whole)))] if augment and rng.random() < 0.6 else whole[0]
-        zoom = augment and rng.random() < 0.1
-        self.speller.request(example, words.FIRST if zoom or rng.random() < 0.5 else words.FIRST_FINAL, shown)
-        if zoom:
-            # Only what it costs to have looked: neither the aim nor the finding is taught, for nobody knows them.
-            window = next(v for v in views if v.role == "window")
-            self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
-            self.speller.request(example, words.CROP_FINAL if rng.random() < 0.5 else words.CROP, window)
-            self.speller.say(example, prompt.spell_finding(None), 0)
-        score = item[0]["score"]
-        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
-        return example
-
-    def patched(self, item: Item) -> Example:
-        """A locally damaged rated photo, small: looked at once, or with one crop."""
-        shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", "window"))
-        defects, example = damages(item[0]), Example()
-        if self.rng.random() < 0.5:
-            self.speller.request(example, words.FIRST, shown)
-            self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
-            self.speller.request(example, words.CROP_FINAL, window)
-            self.find(example, window, defects)
-            defects = [d for d in defects if share(d, window) < FOUND_SHARE]
-        else:
-            self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown)
-        self.answer(example, item[0], shown, defects, attributes=None)
-        return example
-
-    def whole(self, item: Item) -> Example:
-        """A photo damaged all over (or clean): score, defects and attributes, all known."""
-        (shown,) = shown_views(item)
-        example = Example()
-        self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown)
-        self.answer(example, item[0], shown, damages(item[0]), item[0]["attributes"])
-        return example
-
-    def local(self, item: Item) -> Example:
-        """A big photo damaged in places, or clean: looked at once, or probed."""
-        shown, *crops = shown_views(item)
-        defects, attributes, example = damages(item[0]), local_attributes(item[0]), Example()
-        if self.rng.random() < SINGLE_PASS_SHARE:
-            self.speller.request(example, words.FIRST_FINAL, shown)
-            self.answer(example, item[0], shown, defects, attributes)
-            return example
-        self.speller.request(example, words.FIRST, shown)
-        left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
-        for turn in range(most):
-            crop = None
-            if self.rng.random() < ON_POLICY_SHARE:
-                crop = self.call_suspicion(example, item[0], shown, crops, left, turn)
-            if crop is None:
-                crop = self.call_elsewhere(example, shown, crops, left)
-            crops = [c for c in crops if c is not crop] or crops
-            last = turn == most - 1
-            self.speller.request(example, words.CROP_FINAL if last else words.CROP, crop)
-            self.find(example, crop, defects)
-            left = [d for d in left if share(d, crop) < FOUND_SHARE]
-            if not last and (not left if defects else self.rng.random() >= LOOK_ON_SHARE):
-                break
-        self.answer(example, item[0], shown, left, attributes)
-        return example
-
-    def call_suspicion(
-        self, example: Example, sample: Sample, shown: Shown, crops: list[Shown], left: list[Damage], turn: int
-    ) -> Shown | None:
-        """Asks for the next suspicion, named for what really is there, and returns the cached crop that comes nearest
-        to what would be shown: one that shows the same damage or, like it, none. None if there is no such crop."""
-        *corners, kind, _ = shown.suspicions[turn]
-        width, height = sample["width"], sample["height"]
-        x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
-        target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
-        view = crop_box(target, CROP, width, height)
-        waiting = [d for d in left if holds(d, view) or target.iou(Box(*d.box)) >= SUSPECTED_IOU]
-        if waiting:
-            found = max(waiting, key=lambda d: view.iou(Box(*d.box)))
-            kind = found.kind
-            fit = [c for c in crops if holds(found, c.box)]
-        else:
-            fit = [c for c in crops if all(overlap(Box(*d["box"]), c.box) is None for d in sample["defects"])]
-        if not fit:
-            return None
-        self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
-        return max(fit, key=lambda c: c.box.iou(view))
-
-    def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], left: list[Damage]) -> Shown:
-        """Asks for a crop on a damage that waits, or for any. The aim is not taught, because perception gave no reason
-        for it."""
-        on_damage = [c for c in crops if any(share(d, c) >= FOUND_SHARE for d in left)]
-        choice = on_damage if on_damage and self.rng.random() < 0.6 else crops
-        crop = choice[int(self.rng.integers(len(choice)))]
-        aimed = prompt.spell_call(shown.spell(crop.box), self.any_kind())
-        self.speller.say(example, [prompt.CALL_OPEN])
-        self.speller.say(example, aimed[1:], 0)
-        return crop
-
-    def find(self, example: Example, crop: Shown, defects: list[Damage]) -> None:
-        """Says what a crop shows. Sometimes it says something else and untaught, because so will the model: its score
-        must not hang on its own words alone."""
-        seen = [(share(d, crop), d) for d in defects]
-        seen = [(held, d) for held, d in seen if holds(d, crop.box)]
-        if self.rng.random() < MISSPOKEN_SHARE:
-            self.speller.say(example, prompt.spell_finding(None if seen else self.suspected(crop)), 0)
-            return
-        if not seen:
-            if all(overlap(Box(*d.box), crop.box) is None for d in defects):
-                self.speller.say(example, prompt.spell_finding(None))
-            else:  # an edge of a damage: neither clean nor a finding
-                self.speller.say(example, prompt.spell_finding(None), 0)
-            return
-        found = max(seen, key=lambda pair: pair[0])[1]
-        part = overlap(Box(*found.box), crop.box)
-        assert part is not None
-        self.speller.say(example, prompt.spell_finding((found.kind, DEFECT_LEVELS[found.level - 1], crop.spell(part))))
-
-    def answer(
-        self,
-        example: Example,
-        sample: Sample,
-        shown: Shown,
-        defects: list[Damage],
-        attributes: dict[str, float] | None,
-    ) -> None:
-        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(sample["score"])], score=sample["score"])
-        spelled = [(d.kind, DEFECT_LEVELS[d.level - 1], shown.spell(Box(*d.box))) for d in defects]
-        self.speller.say(example, prompt.spell_defects(spelled))
-        if attributes is None:
-            self.speller.say(example, [prompt.DEFECTS_CLOSE])
-        else:
-            self.speller.say(
-                example, prompt.spell_attributes({name: score_token(attributes[name]) for name in ATTRIBUTES})
-            )
-
-    def drill(self, item: Item, least: bool = False) -> Example:
-        """Three calls and findings that only repeat what perception proposes, and its score. Taught are their numbers
-        and words, nothing of what they decide: the decoder first learns to read, and later when to believe. `least`: of
-        every view as few tokens as may be, which is read as well and in half the time."""
-        shown, *crops = shown_views(item)
-        example, (height, width) = Example(), (shown.box.height, shown.box.width)
-        self.speller.request(example, words.FIRST, shown, least)
-        for turn, (*corners, kind, _) in enumerate(shown.suspicions):
-            x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
-            target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
-            self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
-            crop = crops[int(self.rng.integers(len(crops)))]
-            template = words.CROP if turn + 1 < len(shown.suspicions) else words.CROP_FINAL
-            self.speller.request(example, template, crop, least)
-            self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
-        score = float(np.clip(shown.score, SCORE_MIN, SCORE_MAX))
-        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
-        taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS)
-        read = {self.speller.tokenizer.token_to_id(text) for text in taught}
-        example.weights = [
-            w if token in read else 0.0 for token, w in zip(example.tokens, example.weights, strict=True)
-        ]
-        return example
-
-    def suspected(self, crop: Shown) -> tuple[str, str, list[str]]:
-        """What perception suspects most in a crop."""
-        *corners, kind, level = crop.suspicions[0]
-        return kind, DEFECT_LEVELS[level - 1], coordinate_tokens([1000 * c for c in corners])
-
-    def any_kind(self) -> str:
-        return str(self.rng.choice(list(ATTRIBUTE_OF)))
-
-
-def shown_views(item: Item) -> list[Shown]:
-    return [
-        Shown(
-            Box(*view["box"]),
-            read(item, index),
-            view["score"],
-            view["role"],
-            [(*map(float, corners), kind, level) for *corners, kind, level in view["suspicions"]],
-        )
-        for index, view in enumerate(item[0]["views"])
-    ]
-
-
-def share(found: Damage, crop: Shown) -> float:
-    """How much of a damage a crop holds, 0..1."""
-    part = overlap(Box(*found.box), crop.box)
-    return part.area / Box(*found.box).area if part else 0.0
-
-
-def holds(found: Damage, box: Box) -> bool:
-    """Whether a part of the photo shows a good part of a damage, or is filled by it, however little of it that is."""
-    part = overlap(Box(*found.box), box)
-    return part is not None and part.area >= SEEN_SHARE * min(Box(*found.box).area, box.area)
-
-
-def local_attributes(sample: dict[str, Any]) -> dict[str, float]:
-    """Each attribute of a locally damaged photo: the score it would have with the damages of that attribute alone."""
-    damages = [Damage(d["kind"], d["level"], tuple(d["box"])) for d in sample["defects"]]
+def _line(
+    image: str, size: tuple[int, int], resolution: str, row: Row, probes: list[Row], findings: list[Row] | None
+) -> Row:
     return {
-        name: damaged_score(
-            CLEAN_SCORE, [d for d in damages if ATTRIBUTE_OF[d.kind] == name], sample["width"], sample["height"]
-        )
-        for name in ATTRIBUTES
+        "format": FORMAT,
+        "image": image,
+        "width": size[0],
+        "height": size[1],
+        "resolution": resolution,
+        "source": row["source"],
+        "split": row["split"],
+        "scene": row["scene"],
+        "probes": probes,
+        "answer": {"score": row["score"], "findings": findings},
+        "counterfactual": None,
     }
+
+
+def rows_of(root: Path) -> list[Row]:
+    try:
+        return [json.loads(line) for line in (root / "vista.jsonl").read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise SetError(f"{root}: has no vista.jsonl; make the set first (vista.py build)") from error
+
+
+def hybrid(lows: list[Row], highs: list[Row], rng: np.random.Generator) -> list[Row]:
+    """Both, low to high as LOW_TO_HIGH to 1, as many as there are for that, in any order."""
+    count = min(len(highs), len(lows) // LOW_TO_HIGH)
+    if count == 0:
+        raise SetError(f"{len(lows)} low and {len(highs)} high images do not make 2 : 1; give --rated, or a larger set")
+    chosen = [lows[i] for i in rng.permutation(len(lows))[: LOW_TO_HIGH * count]]
+    chosen += [highs[i] for i in rng.permutation(len(highs))[:count]]
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def make(
+    root: Path, out: Path, seed: int, split: str, rated: Path | None, photos: Path | None, degradation_only: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rows_of(root)
+    used = [row for row in rows if row["split"] == split]
+    lows = [low(r["small"]["image"], (r["small"]["width"], r["small"]["height"]), r) for r in used if r["small"]]
+    highs = [line for r in used if r["regions"] is not None and (line := high(r, rng, degradation_only))]
+    for line in (*lows, *highs):
+        line["image"] = str((root / line["image"]).resolve())
+    if rated is not None:
+        for photo in rated_photos(rated):
+            if photo.split != split:
+                continue
+            with Image.open(photo.path) as image:
+                size = image.size
+            row = {"source": photo.path.name, "split": photo.split, "scene": "rated", "regions": None}
+            known = {**row, "score": round(photo.score, 4), "width": size[0], "height": size[1]}
+            lows.append(low(str(photo.path.resolve()), size, known))
+    lines = hybrid(lows, highs, rng)
+    out.mkdir(parents=True, exist_ok=True)
+    if photos is not None:
+        _pair(root, out, rows, lines, photos)
+    _finish(out, lines)
+
+
+def _pair(root: Path, out: Path, rows: list[Row], lines: list[Row], photos: Path) -> None:
+    """Writes the undamaged twin of each probed image with defects."""
+    plan = json.loads((root / "build.json").read_text())
+    job = Job(root, plan["seed"], tuple(clean_photos(photos)), (None,) * plan["rated"], plan["importance"])  # type: ignore[arg-type]
+    numbers = {str((root / row["image"]).resolve()): number for number, row in enumerate(rows)}
+    (out / "clean").mkdir(exist_ok=True)
+    for line in lines:
+        if line["resolution"] == "high" and line["answer"]["findings"]:
+            number = numbers[line["image"]]
+            path = out / "clean" / f"{number:06d}.jpg"
+            if not path.exists():
+                _, clean, known = scene(job, number)
+                if known["regions"] != rows[number]["regions"]:
+                    raise SetError(f"{root}: was made of other photos, or by another version; build it again")
+                write_whole(path, encoded(clean))
+            line["counterfactual"] = str(path.resolve())
+
+
+def agrees(line: Row, truth: Row) -> bool:
+    """Whether a proposed conversation's score and boxes are those of the truth."""
+    if abs(line["answer"]["score"] - truth["score"]) > AGREEING_SCORE:
+        return False
+    said = [Box(*f["box"]) for f in line["answer"]["findings"]]
+    meant = [Box(*r["box"]) for r in truth["regions"]]
+    hit = all(any(b.iou(m) >= AGREEING_IOU for b in said) for m in meant)
+    return hit and all(any(b.iou(m) >= AGREEING_IOU for m in meant) for b in said)
+
+
+def proposed(prober: Prober, root: Path, rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
+    """What a model says of each image with known regions, as a line, and the truth."""
+    for row in rows:
+        if row["regions"] is None:
+            continue
+        verdict = prober.judge(Photo.open(root / row["image"]), Limits(MOST_PROBES))
+        found = [{"kind": d.kind, "level": d.level, "box": d.box.as_list()} for d in verdict.defects]
+        probes = [
+            {
+                "box": p.box.as_list(),
+                "label": p.label,
+                "findings": [f for f in found if p.box.iou(Box(*f["box"])) > 0] if p.finding != "clean" else [],
+            }
+            for p in verdict.probes
+        ]
+        line = _line(str((root / row["image"]).resolve()), (row["width"], row["height"]), "high", row, probes, found)
+        line["answer"]["score"] = round(verdict.score, 4)
+        yield line, row
+
+
+def flywheel(root: Path, out: Path, model: Path | None, split: str) -> None:
+    prober = Prober(Engine.open(Bundle.open(model)))
+    rows = [row for row in rows_of(root) if row["split"] == split]
+    kept, tried = list[Row](), 0
+    for line, truth in proposed(prober, root, rows):
+        tried += 1
+        if agrees(line, truth):
+            kept.append(line)
+        if sys.stderr.isatty():
+            print(f"\r{len(kept)} of {tried} kept", end="", file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)
+    _finish(out, kept)
+    print(f"{tried} proposed")
+
+
+def _finish(out: Path, lines: list[Row]) -> None:
+    write_whole(out / "trajectories.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    high_ = [line for line in lines if line["resolution"] == "high"]
+    clean = sum(any(not p["findings"] for p in line["probes"]) for line in high_)
+    print(f"{out}: {len(lines)} conversations, {len(high_)} of them probed, {clean} with a clean crop")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making, turning = commands.add_parser("make"), commands.add_parser("flywheel")
+    for each in (making, turning):
+        each.add_argument("set", type=Path)
+        each.add_argument("out", type=Path)
+        each.add_argument("--split", choices=("train", "dev", "test"), default="train")
+    making.add_argument("--seed", type=int, default=0)
+    making.add_argument("--rated", type=Path)
+    making.add_argument("--photos", type=Path)
+    making.add_argument("--degradation-only", action="store_true")
+    turning.add_argument("--model", type=Path)
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "make":
+            make(args.set, args.out, args.seed, args.split, args.rated, args.photos, args.degradation_only)
+        else:
+            flywheel(args.set, args.out, args.model, args.split)
+    except SetError as error:
+        print(f"trajectories.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trajectories.py: stopped; nothing was written but finished images", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -200,7 +200,7 @@ def _rated_scene(
     return np.concatenate(rows), [r.path.name for r in chosen], mean, first.split
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Whole or not at all."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
@@ -210,7 +210,7 @@ def _write(path: Path, data: bytes) -> None:
     part.replace(path)
 
 
-def _encoded(pixels: Pixels) -> bytes:
+def encoded(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", **JPEG)
     return buffer.getvalue()
@@ -231,14 +231,14 @@ def _make(number: int) -> str | None:
         pixels, _, known = scene(_job, number)
         height, width = pixels.shape[:2]
         row: Row = {"image": f"images/{number:06d}.jpg", "width": width, "height": height, **known, "small": None}
-        _write(_job.out / row["image"], _encoded(pixels))
+        write_whole(_job.out / row["image"], encoded(pixels))
         if np.random.default_rng([_job.seed, number, 1]).random() < SMALL_SHARE:
             scale = SMALL_PX / max(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
             row["small"] = {"image": f"small/{number:06d}.jpg", "width": size[0], "height": size[1]}
-            _write(_job.out / row["small"]["image"], _encoded(small))
-        _write(_job.out / "rows" / f"{number:06d}.json", json.dumps(row).encode())
+            write_whole(_job.out / row["small"]["image"], encoded(small))
+        write_whole(_job.out / "rows" / f"{number:06d}.json", json.dumps(row).encode())
     except SetError as error:
         return str(error)
     except OSError as error:
@@ -270,7 +270,7 @@ def build(photos: Path, out: Path, count: int, seed: int, rated: Path | None, wo
     if held.exists() and held.read_bytes() != text:
         raise SetError(f"{out}: holds a set made another way (see its build.json); choose another folder")
     if not held.exists():
-        _write(held, text)
+        write_whole(held, text)
     todo = [n for n in range(count) if not (out / "rows" / f"{n:06d}.json").exists()]
     if not (out / "vista.jsonl").exists():
         job = Job(out, seed, tuple(sources), tuple(rated_list), importance)
@@ -283,8 +283,8 @@ def build(photos: Path, out: Path, count: int, seed: int, rated: Path | None, wo
                     pool.terminate()
                     raise SetError(failure)
         rows = [json.loads((out / "rows" / f"{n:06d}.json").read_text()) for n in range(count)]
-        _write(out / "CARD.md", card(rows, plan).encode())
-        _write(out / "vista.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_whole(out / "CARD.md", card(rows, plan).encode())
+        write_whole(out / "vista.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     print(f"{out}: {count} images, {_bytes(out) / 1e9:.1f} GB")
 
 
