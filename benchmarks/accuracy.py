@@ -6,8 +6,8 @@ SET is a folder in any layout of rated_sets.py; scorers are named in scorers.py.
 KRCC), Pearson's after a four-parameter logistic fit to the whole set (PLCC) and the error left after it (RMSE), on the
 set's own scale. On a Vista-like set also, of at most four boxes an image, the most confident first: the IoU of the
 first with the nearest region; precision, recall and F1 of those that meet a region at IoU .5; whether they name its
-kind; and how many images of no defect get a box, clean ones and those of natural bokeh or panning. Intervals are 95%
-bootstraps by source image.
+kind; how many images of no defect get a box, clean ones and those of natural bokeh or panning; and by how many points
+the score moves when a look at a clean place is forced. Intervals are 95% bootstraps by source image.
 
 With --results, what was judged is kept line by line and not judged again.
 """
@@ -113,7 +113,7 @@ def judgements(each: Scorer, cases: Sequence[Case], root: Path, results: Path | 
         name = case.path.relative_to(root).as_posix()
         if name not in kept:
             try:
-                kept[name] = each.judge(case.path)
+                kept[name] = each.judge(case)
             except QcheckError as error:
                 raise SetError(f"{error}") from error
             if results is not None:
@@ -141,6 +141,9 @@ def measured(each: Scorer, cases: Sequence[Case], root: Path, results: Path | No
     row: Row = {"scorer": each.name, "images": len(cases), **agreement(cases, judged)}
     if any(c.regions is not None for c in cases) and all(j.boxes is not None for j in judged):
         row |= localisation(cases, judged)
+    shifts = [(j.shift, c.group) for j, c in zip(judged, cases, strict=True) if j.shift is not None]
+    if shifts:
+        row["crop_shift"] = bootstrap(mean, [s for s, _ in shifts], groups=[g for _, g in shifts])
     row["ms"] = float(np.median([j.ms for j in judged]))
     row["probes"] = float(np.mean([j.probes for j in judged]))
     return row

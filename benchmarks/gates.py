@@ -50,10 +50,9 @@ def brisque_row(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
     done = subprocess.run(
         [str(python), str(script), "brisque"], input=names, capture_output=True, text=True, check=True
     )
-    # BRISQUE counts distortion, so more is worse; a photo that it fails on gets its worst score.
     scores = np.array([float(line) for line in done.stdout.split()])
-    scores[np.isnan(scores)] = np.nanmax(scores)
-    return {"brisque_srcc": bootstrap(srcc, -scores, [p.score for p in photos])}
+    scores[np.isnan(scores)] = np.nanmin(scores)  # a photo that it fails on gets its worst score
+    return {"brisque_srcc": bootstrap(srcc, scores, [p.score for p in photos])}
 
 
 def local_rows(engine: Engine, photos: Path, per_source: int, split: str) -> dict[str, Row]:

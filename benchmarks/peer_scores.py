@@ -1,10 +1,10 @@
-"""A classical measure of the photos named on standard input, a number a line; `nan` where it fails.
+"""A classical measure of the photos named on standard input, a number a line, more is better; `nan` where it fails.
 
-    python peer_scores.py brisque|piqe
+    python peer_scores.py brisque|piqe|image-quality-ai
 
 They need an environment of their own, because they do not run on numpy 2.4:
 
-    python -m venv peers && peers/bin/pip install brisque pypiqe opencv-python-headless 'numpy<2.4'
+    python -m venv peers && peers/bin/pip install brisque pypiqe image-quality-ai opencv-python-headless 'numpy<2.4'
 """
 
 import sys
@@ -18,16 +18,23 @@ from PIL import Image
 def brisque() -> Callable[[NDArray[np.uint8]], float]:
     from brisque import BRISQUE
 
-    return BRISQUE(url=False).score
+    metric = BRISQUE(url=False)
+    return lambda pixels: -metric.score(pixels)  # it counts distortion, and so does PIQE
 
 
 def piqe() -> Callable[[NDArray[np.uint8]], float]:
     from pypiqe import piqe as measure
 
-    return lambda pixels: measure(pixels)[0]
+    return lambda pixels: -measure(pixels)[0]
 
 
-score = {"brisque": brisque, "piqe": piqe}[sys.argv[1]]()
+def image_quality_ai() -> Callable[[NDArray[np.uint8]], float]:
+    from image_quality_ai import assess
+
+    return lambda pixels: assess(pixels).score
+
+
+score = {"brisque": brisque, "piqe": piqe, "image-quality-ai": image_quality_ai}[sys.argv[1]]()
 for line in sys.stdin:
     try:
         print(float(score(np.asarray(Image.open(line.rstrip("\n")).convert("RGB")))), flush=True)

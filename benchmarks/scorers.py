@@ -6,12 +6,14 @@
 | nano@3:random | the same with its crops anywhere: does it matter where one looks? |
 | nano@0:large | one pass over a view of as many pixels as the global one and three crops: does one have to zoom? |
 | nano@0:scan | every tile at full resolution, each judged by itself: the worst score. What zooming could know |
-| brisque, piqe | the PyPI packages brisque and pypiqe, in the environment of --peers-python |
+| nano@1:clean | one crop forced on a place without defects, on a Vista-like set: its score less that of a single pass |
+| brisque, piqe, image-quality-ai | PyPI's brisque, pypiqe and image-quality-ai, in the environment of --peers-python |
 """
 
 import dataclasses
 import math
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +21,22 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
+from rated_sets import Case
 
+from qcheck import prompt
 from qcheck.bundle import Bundle
 from qcheck.engine import Engine
+from qcheck.grammar import Matcher
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
-from qcheck.tiles import Box, CropSpec, crop_box
+from qcheck.tiles import Box, CropSpec, crop_box, view_of, whole
 from qcheck.verdict import Defect, Verdict
 
-PEERS: Final = ("brisque", "piqe")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
+
+from crops import clean_crop
+
+PEERS: Final = ("brisque", "piqe", "image-quality-ai")
 SEED: Final = 2026
 CROPS_OF_LARGE: Final = 3
 
@@ -41,12 +50,13 @@ class Judged:
     ms: float
     boxes: list[tuple[int, int, int, int, str, float]] | None = None
     probes: int = 0
+    shift: float | None = None  # points that a forced look at a clean place moved the score by
 
 
 class Scorer(Protocol):
     name: str
 
-    def judge(self, path: Path) -> Judged: ...
+    def judge(self, case: Case) -> Judged: ...
 
 
 class UnknownScorer(Exception):
@@ -84,9 +94,9 @@ class Qcheck:
     prober: Prober
     probes: int
 
-    def judge(self, path: Path) -> Judged:
+    def judge(self, case: Case) -> Judged:
         started = time.perf_counter()
-        verdict = self.prober.judge(Photo.open(path), Limits(self.probes))
+        verdict = self.prober.judge(Photo.open(case.path), Limits(self.probes))
         return _judged(verdict, 1000 * (time.perf_counter() - started))
 
 
@@ -101,9 +111,9 @@ class Scan:
     def __post_init__(self) -> None:
         self.prober = Prober(self.engine)
 
-    def judge(self, path: Path) -> Judged:
+    def judge(self, case: Case) -> Judged:
         started = time.perf_counter()
-        photo = Photo.open(path)
+        photo = Photo.open(case.path)
         verdicts = [(self.prober.judge(photo, Limits(0)), 0, 0)]
         side = self.engine.contract.crop.min_side_px
         rows, columns = (max(1, math.ceil(length / side)) for length in (photo.height, photo.width))
@@ -125,6 +135,50 @@ class Scan:
         return Judged(score, 1000 * (time.perf_counter() - started), boxes, rows * columns)
 
 
+class Spoken(Matcher):
+    """A turn that is not left to the model."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def forced(self) -> list[int]:
+        return self.tokens
+
+    @property
+    def done(self) -> bool:
+        return True
+
+
+@dataclass
+class ForcedClean:
+    """Makes a model look at a place without defects: a model with crop bias takes any crop for bad news."""
+
+    name: str
+    engine: Engine
+
+    def judge(self, case: Case) -> Judged:
+        if case.regions is None:
+            raise UnknownScorer(f"{self.name}: needs a set whose regions are known (vista.jsonl)")
+        started = time.perf_counter()
+        photo, contract = Photo.open(case.path), self.engine.contract
+        single = Prober(self.engine).judge(photo, Limits(0)).score
+        seed = int.from_bytes(case.path.name.encode()[-8:], "big")
+        crop = clean_crop(case.regions, photo.width, photo.height, np.random.default_rng([SEED, seed]))
+        if crop is None:
+            return Judged(single, 1000 * (time.perf_counter() - started))
+        talk = self.engine.conversation()
+        talk.show("first", photo.pixels, view_of(whole(photo.width, photo.height), contract.global_view))
+        corners = (1000 * c / side for c, side in zip(crop, (photo.width, photo.height) * 2, strict=True))
+        numbers = [min(contract.language.coordinate_tokens, key=lambda t: abs(float(t) - c)) for c in corners]
+        ids = {text: i for i, text in enumerate(self.engine.texts)}
+        talk.say(Spoken([ids[text] for text in prompt.spell_call(numbers, contract.kinds[0])]))
+        talk.show("crop_final", photo.pixels, view_of(Box(*crop), contract.crop_view))
+        said = talk.say(self.engine.grammar.matcher(after_crop=True, may_call=False))
+        answer = prompt.parse_turn(said, contract.attributes).move
+        assert isinstance(answer, prompt.Answer)
+        return Judged(answer.score, 1000 * (time.perf_counter() - started), probes=1, shift=answer.score - single)
+
+
 @dataclass
 class Peer:
     """A classical measure, asked in a process of another environment that answers a line a photo."""
@@ -133,7 +187,7 @@ class Peer:
     python: Path
     process: "subprocess.Popen[str] | None" = None
 
-    def judge(self, path: Path) -> Judged:
+    def judge(self, case: Case) -> Judged:
         if self.process is None:
             script = Path(__file__).with_name("peer_scores.py")
             self.process = subprocess.Popen(
@@ -146,12 +200,11 @@ class Peer:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         started = time.perf_counter()
-        self.process.stdin.write(f"{path}\n")
+        self.process.stdin.write(f"{case.path}\n")
         line = self.process.stdout.readline()
         if not line:
             raise UnknownScorer(f"{self.name}: {self.python} ended; install it there (see peer_scores.py)")
-        # Both count distortion, so more is worse.
-        return Judged(-float(line), 1000 * (time.perf_counter() - started))
+        return Judged(float(line), 1000 * (time.perf_counter() - started))
 
 
 def scorer(name: str, peers: Path | None) -> Scorer:
@@ -162,11 +215,15 @@ def scorer(name: str, peers: Path | None) -> Scorer:
         return Peer(name, peers)
     bundle, at, rest = name.rpartition("@")
     budget, _, way = rest.partition(":")
-    if not at or not budget.isdigit() or way not in ("", "random", "large", "scan"):
-        raise UnknownScorer(f"{name}: give BUNDLE@PROBES, with :random, :large or :scan, or one of {', '.join(PEERS)}")
+    if not at or not budget.isdigit() or way not in ("", "random", "large", "scan", "clean"):
+        raise UnknownScorer(
+            f"{name}: give BUNDLE@PROBES, with :random, :large, :scan or :clean, or one of {', '.join(PEERS)}"
+        )
     engine = Engine.open(Bundle.open(None if bundle == "nano" else Path(bundle)))
     if way == "scan":
         return Scan(name, engine)
+    if way == "clean":
+        return ForcedClean(name, engine)
     if way == "large":
         contract = engine.contract
         most = contract.global_view.max_pixels + CROPS_OF_LARGE * contract.crop_view.max_pixels

@@ -218,14 +218,25 @@ def test_a_table_and_json_of_a_set(
     vista(tmp_path)
     monkeypatch.setattr(measures, "RESAMPLES", 50)
     results = tmp_path / "results.jsonl"
-    arguments = [str(tmp_path), "--scorers", "nano@0", "nano@1", "nano@1:random", "nano@0:scan", "nano@0:large"]
+    arguments = [
+        str(tmp_path),
+        "--scorers",
+        "nano@0",
+        "nano@1",
+        "nano@1:random",
+        "nano@0:scan",
+        "nano@0:large",
+        "nano@1:clean",
+    ]
     assert accuracy.main([*arguments, "--json", "--results", str(results)]) == 0
     got = json.loads(capsys.readouterr().out)
     assert [row["scorer"] for row in got["rows"]] == arguments[2:]
-    assert all(row["images"] == 4 and len(row["srcc"]) == 3 and "f1" in row for row in got["rows"])
+    assert all(row["images"] == 4 and len(row["srcc"]) == 3 for row in got["rows"])
+    assert all("f1" in row for row in got["rows"][:-1])
+    assert "crop_shift" in got["rows"][-1]
     # Killed in the middle of a line; what is kept is not judged again.
     lines = results.read_text().splitlines()
-    assert len(lines) == 20
+    assert len(lines) == 24
     for index, line in enumerate(lines):
         lines[index] = json.dumps({**json.loads(line), "score": 1 + index % 4, "ms": 7.0})
     results.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])

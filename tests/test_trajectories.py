@@ -17,6 +17,7 @@ from qcheck.tiles import Box
 
 paths = script("trajectories")
 vista = script("vista")
+crops = script("crops")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZE = (4000, 3000)
@@ -42,7 +43,7 @@ BOXES = [(500, 600, 1100, 900), (0, 0, 80, 90), (3700, 2800, 4000, 3000), (10, 1
 def test_a_crop_holds_the_defect_and_its_surroundings(box: tuple[int, int, int, int]) -> None:
     places = set()
     for seed in range(50):
-        crop = paths.context_crop(box, *SIZE, np.random.default_rng(seed))
+        crop = crops.context_crop(box, *SIZE, np.random.default_rng(seed))
         assert holds(list(crop), list(box))
         assert holds([0, 0, *SIZE], list(crop))
         share = Box(*box).area / Box(*crop).area
