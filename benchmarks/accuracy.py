@@ -26,7 +26,7 @@ from rated_sets import LAYOUTS, Case, SetError, read_set
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scorers import Judged, Scorer, UnknownScorer, scorer
+from scorers import ForcedClean, Judged, Scorer, UnknownScorer, scorer
 
 from qcheck.errors import QcheckError
 from qcheck.tiles import Box
@@ -142,6 +142,8 @@ def measured(each: Scorer, cases: Sequence[Case], root: Path, results: Path | No
     if any(c.regions is not None for c in cases) and all(j.boxes is not None for j in judged):
         row |= localisation(cases, judged)
     shifts = [(j.shift, c.group) for j, c in zip(judged, cases, strict=True) if j.shift is not None]
+    if isinstance(each, ForcedClean) and not shifts:
+        raise UnknownScorer(f"{each.name}: needs a set whose regions are known (vista.jsonl)")
     if shifts:
         row["crop_shift"] = bootstrap(mean, [s for s, _ in shifts], groups=[g for _, g in shifts])
     row["ms"] = float(np.median([j.ms for j in judged]))

@@ -98,6 +98,7 @@ def vista(root: Path) -> None:
     rows = []
     for index, (name, score) in enumerate(zip(NAMES, SCORES, strict=True)):
         regions: list[dict[str, Any]] | None = [{"box": [10, 5, 30, 25], "kind": "noise"}] if index < 2 else []
+        regions = None if index == 1 else regions
         row = {"image": f"images/{name}", "source": f"s{index // 2}", "split": "test" if index else "train"}
         rows.append({**row, "score": score, "scene": "bokeh" if index == 3 else "clean", "regions": regions})
     (root / "vista.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -253,6 +254,7 @@ def test_wrong_commands_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([str(tmp_path), "--scorers", "what"], "what: give BUNDLE@PROBES"),
         ([str(tmp_path), "--scorers", "brisque"], "needs --peers-python"),
         ([str(tmp_path), "--split", "dev"], "too few to rank"),
+        ([str(tmp_path), "--scorers", "nano@1:clean"], "nano@1:clean: needs a set whose regions are known"),
         ([str(tmp_path / "none")], "is no folder"),
         ([str(tmp_path), "--scorers", f"{tmp_path}@1"], "accuracy.py: "),
     ):
