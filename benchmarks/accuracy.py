@@ -9,7 +9,8 @@ first with the nearest region; precision, recall and F1 of those that meet a reg
 kind; how many images of no defect get a box, clean ones and those of natural bokeh or panning; and by how many points
 the score moves when a look at a clean place is forced. Intervals are 95% bootstraps by source image.
 
-With --results, what was judged is kept line by line and not judged again.
+With --results, what was judged is kept line by line and not judged again. It knows a scorer by its name alone: another
+model at the same path needs another file.
 """
 
 import argparse
@@ -26,14 +27,13 @@ from rated_sets import LAYOUTS, Case, SetError, read_set
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scorers import ForcedClean, Judged, Scorer, UnknownScorer, scorer
+from scorers import BOKEH, ForcedClean, Judged, Scorer, UnknownScorer, scorer
 
 from qcheck.errors import QcheckError
 from qcheck.tiles import Box
 
 MATCH_IOU: Final = 0.5
 MOST_BOXES: Final = 4
-BOKEH: Final = ("bokeh", "panned")
 AGREEMENT: Final = {"srcc": (srcc, False), "plcc": (pearson, True), "krcc": (krcc, False), "rmse": (rmse, True)}
 Row = dict[str, Any]
 

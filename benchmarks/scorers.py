@@ -35,6 +35,7 @@ from qcheck.verdict import Defect, Verdict
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 from crops import clean_crop
+from negatives import BOKEH as BOKEH
 
 PEERS: Final = ("brisque", "piqe", "image-quality-ai")
 SEED: Final = 2026

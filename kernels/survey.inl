@@ -1,4 +1,4 @@
-// Compiled once a processor, as passes.inl is.
+// Compiled once a processor, as pairs.inl and quads.inl are.
 #include <cstddef>
 #include <cstring>
 

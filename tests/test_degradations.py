@@ -1,6 +1,5 @@
 """The degradation bank: every level farther from the original than the last, on any size, and fixed by its seed."""
 
-import io
 import itertools
 import sys
 from pathlib import Path
@@ -12,12 +11,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_model import library, script
+from fake_model import script
 
 bank = script("degradations")
 damage_module = script("damage")
-pixels_module = script("pixels")
-ssimulacra2 = library("ssimulacra2")
+likeness = script("vista_score").likeness  # SSIMULACRA2: 100 is equal, less is worse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(bank.BANK)
@@ -30,15 +28,6 @@ def photo(height: int = 288, width: int = 320) -> Pixels:
         middle = np.asarray(image.convert("RGB"))
     top, left = (middle.shape[0] - height) // 2, (middle.shape[1] - width) // 2
     return np.ascontiguousarray(middle[top : top + height, left : left + width])
-
-
-def likeness(original: Pixels, other: Pixels) -> float:
-    """SSIMULACRA2: 100 is equal, less is worse."""
-    files = []
-    for pixels in (original, other):
-        files.append(io.BytesIO())
-        Image.fromarray(pixels).save(files[-1], "PNG", compress_level=0)
-    return float(ssimulacra2.compute_ssimulacra2(*files))
 
 
 def test_the_bank_holds_all_of_kadid_and_more() -> None:

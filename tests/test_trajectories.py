@@ -174,3 +174,8 @@ def test_the_shipped_model_can_turn_the_flywheel(
 def test_no_set_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert paths.main(["make", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "make the set first" in capsys.readouterr().err
+
+
+def test_no_rated_photos_is_said(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert paths.main(["make", str(made[0]), str(tmp_path / "out"), "--rated", str(tmp_path)]) == 2
+    assert "has no mos.csv" in capsys.readouterr().err

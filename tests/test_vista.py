@@ -182,6 +182,10 @@ def test_wrong_input_is_one_line(photos: Path, rated: Path, tmp_path: Path, caps
         assert code == 2
         assert message in said
         assert said.count("\n") == 1
+    (tmp_path / "file").write_text("in the way")
+    code, said = run(capsys, "build", photos, tmp_path / "file" / "out")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "not a directory" in said
     code, said = run(capsys, "build", photos, tmp_path / "out", "--count", "0")
     assert (code, said.count("\n")) == (2, 1)
     code, said = run(capsys, "build", photos, tmp_path / "out", "--importance", "importance:nothing")

@@ -16,6 +16,7 @@ from scipy.ndimage import uniform_filter1d
 from wavelets import texture_energy
 
 SMOOTH: Final = "smooth"  # a clean photo that is mostly sky, water or wall: see texture_of
+BOKEH: Final = ("bokeh", "panned")  # natural blur: what is taken for defocus
 Negative = Callable[[Pixels, Importance, np.random.Generator], Pixels]
 
 

@@ -27,9 +27,9 @@ from typing import Any, Final
 
 import numpy as np
 from crops import clean_crop, context_crop
-from photos import rated_photos
+from negatives import BOKEH
 from PIL import Image
-from vista import Job, SetError, clean_photos, encoded, scene, write_whole
+from vista import SetError, checked_rated, encoded, remaker, rows_of, told, write_whole
 
 from qcheck.bundle import Bundle
 from qcheck.engine import Engine
@@ -44,7 +44,6 @@ CLEAN_CROP_SHARE: Final = 0.35  # of probed images with defects, that also look 
 MOST_PROBES: Final = 3
 AGREEING_SCORE: Final = 0.5  # points
 AGREEING_IOU: Final = 0.5
-BOKEH: Final = ("bokeh", "panned")
 
 Row = dict[str, Any]
 
@@ -101,13 +100,6 @@ def _line(
     }
 
 
-def rows_of(root: Path) -> list[Row]:
-    try:
-        return [json.loads(line) for line in (root / "vista.jsonl").read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError as error:
-        raise SetError(f"{root}: has no vista.jsonl; make the set first (vista.py build)") from error
-
-
 def hybrid(lows: list[Row], highs: list[Row], rng: np.random.Generator) -> list[Row]:
     """Both, low to high as LOW_TO_HIGH to 1, as many as there are for that, in any order."""
     count = min(len(highs), len(lows) // LOW_TO_HIGH)
@@ -129,7 +121,7 @@ def make(
     for line in (*lows, *highs):
         line["image"] = str((root / line["image"]).resolve())
     if rated is not None:
-        for photo in rated_photos(rated):
+        for photo in checked_rated(rated):
             if photo.split != split:
                 continue
             with Image.open(photo.path) as image:
@@ -146,8 +138,7 @@ def make(
 
 def _pair(root: Path, out: Path, rows: list[Row], lines: list[Row], photos: Path) -> None:
     """Writes the undamaged twin of each probed image with defects."""
-    plan = json.loads((root / "build.json").read_text())
-    job = Job(root, plan["seed"], tuple(clean_photos(photos)), (None,) * plan["rated"], plan["importance"])  # type: ignore[arg-type]
+    remake = remaker(root, photos, rows)
     numbers = {str((root / row["image"]).resolve()): number for number, row in enumerate(rows)}
     (out / "clean").mkdir(exist_ok=True)
     for line in lines:
@@ -155,9 +146,7 @@ def _pair(root: Path, out: Path, rows: list[Row], lines: list[Row], photos: Path
             number = numbers[line["image"]]
             path = out / "clean" / f"{number:06d}.jpg"
             if not path.exists():
-                _, clean, known = scene(job, number)
-                if known["regions"] != rows[number]["regions"]:
-                    raise SetError(f"{root}: was made of other photos, or by another version; build it again")
+                _, clean = remake(number)
                 write_whole(path, encoded(clean))
             line["counterfactual"] = str(path.resolve())
 
@@ -228,18 +217,14 @@ def main(arguments: list[str] | None = None) -> int:
     making.add_argument("--degradation-only", action="store_true")
     turning.add_argument("--model", type=Path)
     args = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         if args.command == "make":
             make(args.set, args.out, args.seed, args.split, args.rated, args.photos, args.degradation_only)
         else:
             flywheel(args.set, args.out, args.model, args.split)
-    except SetError as error:
-        print(f"trajectories.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("trajectories.py: stopped; nothing was written but finished images", file=sys.stderr)
-        return 130
-    return 0
+
+    return told("trajectories.py", run)
 
 
 if __name__ == "__main__":

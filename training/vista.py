@@ -24,7 +24,7 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -252,7 +252,7 @@ def build(photos: Path, out: Path, count: int, seed: int, rated: Path | None, wo
     """Raises SetError for wrong input and for a place that holds another set."""
     importance_of(importance)
     sources = clean_photos(photos)
-    rated_list = _checked_rated(rated) if rated else []
+    rated_list = checked_rated(rated) if rated else []
     plan = {
         "format": FORMAT,
         "score": VERSION,
@@ -292,7 +292,7 @@ def _bytes(out: Path) -> int:
     return sum(path.stat().st_size for path in (out / "images").iterdir())
 
 
-def _checked_rated(folder: Path) -> list[Rated]:
+def checked_rated(folder: Path) -> list[Rated]:
     if not (folder / "mos.csv").exists():
         raise SetError(f"{folder}: has no mos.csv; name the folder that holds it and images/")
     try:
@@ -336,20 +336,55 @@ Regions: {bank or "none"}.
 """
 
 
-def agree(photos: Path, out: Path, count: int) -> None:
-    """SRCC of the score with whole-image PSNR and SSIMULACRA2 (at 1 MP), over damaged images."""
+def rows_of(out: Path) -> list[Row]:
+    try:
+        return [json.loads(line) for line in (out / "vista.jsonl").read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise SetError(f"{out}: has no vista.jsonl; make the set first (vista.py build)") from error
+
+
+def remaker(out: Path, photos: Path, rows: list[Row]) -> Callable[[int], tuple[Pixels, Pixels]]:
+    """Of a damaged image's number: its pixels, and the same without the damage, from the photos of a set. Raises
+    SetError if these are others."""
     plan = json.loads((out / "build.json").read_text())
-    rows = [json.loads(line) for line in (out / "vista.jsonl").read_text().splitlines()]
-    damaged = [i for i, row in enumerate(rows) if row["regions"]][:count]
-    if len(damaged) < 3:
-        raise SetError(f"{out}: has fewer than three damaged images; build more")
     rated = (None,) * plan["rated"]  # only whether there are any decides about the others
     job = Job(out, plan["seed"], tuple(clean_photos(photos)), rated, plan["importance"])  # type: ignore[arg-type]
-    found: dict[str, list[float]] = {"psnr": [], "ssimulacra2_1mp": []}
-    for number in track(damaged, "comparing", disable=not sys.stderr.isatty()):
+
+    def remake(number: int) -> tuple[Pixels, Pixels]:
         pixels, clean, known = scene(job, number)
         if known["regions"] != rows[number]["regions"]:
             raise SetError(f"{out}: was made of other photos, or by another version; build it again")
+        return pixels, clean
+
+    return remake
+
+
+def told(program: str, run: Callable[[], None]) -> int:
+    """Runs a command; its exit code, and in one line on stderr what stopped it."""
+    try:
+        run()
+    except SetError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{program}: {error.filename or 'a file'}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def agree(photos: Path, out: Path, count: int) -> None:
+    """SRCC of the score with whole-image PSNR and SSIMULACRA2 (at 1 MP), over damaged images."""
+    rows = rows_of(out)
+    damaged = [i for i, row in enumerate(rows) if row["regions"]][:count]
+    if len(damaged) < 3:
+        raise SetError(f"{out}: has fewer than three damaged images; build more")
+    remake = remaker(out, photos, rows)
+    found: dict[str, list[float]] = {"psnr": [], "ssimulacra2_1mp": []}
+    for number in track(damaged, "comparing", disable=not sys.stderr.isatty()):
+        pixels, clean = remake(number)
         found["psnr"].append(-10 * math.log10(float(np.mean((pixels.astype(np.float32) - clean) ** 2)) / 255**2))
         found["ssimulacra2_1mp"].append(likeness(_of_1mp(clean), _of_1mp(pixels)))
     scores = [rows[i]["score"] for i in damaged]
@@ -377,20 +412,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
     making.add_argument("--importance", default="importance:image_signature", metavar="MODULE:FUNCTION")
     comparing.add_argument("--count", type=int, default=60)
     args = parser.parse_args(list(arguments) if arguments is not None else None)
-    try:
+
+    def run() -> None:
         if args.count < 1 or getattr(args, "workers", 1) < 1:
             raise SetError("--count and --workers must be at least 1")
         if args.command == "build":
             build(args.photos, args.out, args.count, args.seed, args.rated, args.workers, args.importance)
         else:
             agree(args.photos, args.out, args.count)
-    except SetError as error:
-        print(f"vista.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vista.py: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return told("vista.py", run)
 
 
 if __name__ == "__main__":
