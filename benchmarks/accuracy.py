@@ -4,10 +4,12 @@
 
 SET is a folder in any layout of rated_sets.py; scorers are named in scorers.py. Agreement: rank correlations (SRCC,
 KRCC), Pearson's after a four-parameter logistic fit to the whole set (PLCC) and the error left after it (RMSE), on the
-set's own scale. On a Vista-like set also, of at most four boxes an image, the most confident first: the IoU of the
-first with the nearest region; precision, recall and F1 of those that meet a region at IoU .5; whether they name its
-kind; how many images of no defect get a box, clean ones and those of natural bokeh or panning; and by how many points
-the score moves when a look at a clean place is forced. Intervals are 95% bootstraps by source image.
+set's own scale. A Vista-like set has two scales, its proxy's and people's (images made of rated photos); each is ranked
+by itself, the latter under names that end in _people. On such a set also, of at most four boxes an image, the most
+confident first: the IoU of the first with the nearest region; precision, recall and F1 of those that meet a region at
+IoU .5; whether they name its kind; how many images of no defect get a box, clean ones and those of natural bokeh or
+panning; and by how many points the score moves when a look at a clean place is forced. Intervals are 95% bootstraps by
+source image.
 
 With --results, what was judged is kept line by line and not judged again. It knows a scorer by its name alone: another
 model at the same path needs another file.
@@ -34,6 +36,7 @@ from qcheck.tiles import Box
 
 MATCH_IOU: Final = 0.5
 MOST_BOXES: Final = 4
+LEAST_IMAGES: Final = 3
 AGREEMENT: Final = {"srcc": (srcc, False), "plcc": (pearson, True), "krcc": (krcc, False), "rmse": (rmse, True)}
 Row = dict[str, Any]
 
@@ -136,9 +139,23 @@ def _kept(results: Path | None, name: str) -> dict[str, Judged]:
     return kept
 
 
+def by_scale(cases: Sequence[Case], judged: Sequence[Judged]) -> Row:
+    """Agreement on each scale that a set has; one of fewer than LEAST_IMAGES cannot be ranked."""
+    row: Row = {}
+    scales = dict.fromkeys(c.by_people for c in cases)
+    for people in sorted(scales):
+        some = [i for i, c in enumerate(cases) if c.by_people is people]
+        suffix = "_people" if people and len(scales) > 1 else ""
+        row[f"images{suffix}"] = len(some)
+        if len(some) >= LEAST_IMAGES:
+            figures = agreement([cases[i] for i in some], [judged[i] for i in some])
+            row |= {f"{name}{suffix}": figure for name, figure in figures.items()}
+    return row
+
+
 def measured(each: Scorer, cases: Sequence[Case], root: Path, results: Path | None) -> Row:
     judged = list(judgements(each, cases, root, results))
-    row: Row = {"scorer": each.name, "images": len(cases), **agreement(cases, judged)}
+    row: Row = {"scorer": each.name, **by_scale(cases, judged)}
     if any(c.regions is not None for c in cases) and all(j.boxes is not None for j in judged):
         row |= localisation(cases, judged)
     shifts = [(j.shift, c.group) for j, c in zip(judged, cases, strict=True) if j.shift is not None]
@@ -181,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = [c for c in cases if args.split in (None, c.split)]
         if args.limit:
             cases = [cases[i] for i in sorted({round(i) for i in np.linspace(0, len(cases) - 1, args.limit)})]
-        if len(cases) < 3:
+        if len(cases) < LEAST_IMAGES:
             raise SetError(f"{args.set}: {len(cases)} images of that split are too few to rank")
         rows = [measured(scorer(name, args.peers_python), cases, args.set, args.results) for name in args.scorers]
     except (SetError, UnknownScorer, QcheckError) as error:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit
-from scipy.stats import kendalltau, pearsonr, spearmanr
+from scipy.stats import ConstantInputWarning, kendalltau, pearsonr, spearmanr
 
 RESAMPLES: Final = 1000
 Values = NDArray[np.float64]
@@ -77,11 +77,13 @@ def bootstrap(
     labels = np.asarray(groups if groups is not None else range(len(data[0])))
     members = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
     drawn = []
-    for _ in range(RESAMPLES):
-        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        drawn.append(figure(*(column[rows] for column in data)))
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    return Estimate(figure(*data), float(low), float(high))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # of few rows, one may be drawn every time
+        for _ in range(RESAMPLES):
+            rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+            drawn.append(figure(*(column[rows] for column in data)))
+        low, high = np.nanpercentile(drawn, (2.5, 97.5))
+        return Estimate(figure(*data), float(low), float(high))
 
 
 def mean(values: Values) -> float:

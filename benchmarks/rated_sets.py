@@ -32,7 +32,8 @@ class SetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An image and its truth. `regions`: of a Vista-like set, empty where it is clean; None where nobody knows."""
+    """An image and its truth. `regions`: of a Vista-like set, empty where it is clean; None where nobody knows.
+    `by_people`: whether people gave the score, or it is a Vista-like set's proxy."""
 
     path: Path
     score: float
@@ -40,6 +41,10 @@ class Case:
     split: str | None = None
     scene: str | None = None
     regions: tuple[dict[str, Any], ...] | None = None
+
+    @property
+    def by_people(self) -> bool:
+        return self.regions is None
 
 
 def table(path: Path, image: str, score: str, folder: Path, group: Callable[[Row], str] | None = None) -> list[Case]:

@@ -1,6 +1,7 @@
 """The evaluation: published layouts on small made-up trees, figures on answers that are known."""
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -209,10 +210,25 @@ def test_agreement_of_a_monotone_guess() -> None:
     assert failed["srcc"].value > 0.99  # the worst image, on which it failed, counts as its worst
 
 
+def test_peoples_scores_and_the_proxy_are_ranked_apart() -> None:
+    proxy = [case(score=1.0 + i / 10, group=str(i)) for i in range(10)]
+    people = [dataclasses.replace(case(score=5.0 - i / 10, group=f"p{i}"), regions=None) for i in range(10)]
+    answers = [judged(score=1.0 + i / 10) for i in range(10)]
+    rows = accuracy.by_scale([*proxy, *people], [*answers, *answers])
+    assert (rows["images"], rows["images_people"]) == (10, 10)
+    assert rows["srcc"].value == pytest.approx(1)
+    assert rows["srcc_people"].value == pytest.approx(-1)
+    alone = accuracy.by_scale(people, answers)
+    assert alone["srcc"].value == pytest.approx(-1)
+    assert "srcc_people" not in alone
+    few = accuracy.by_scale([*proxy, *people[:2]], [*answers, *answers[:2]])
+    assert few["images_people"] == 2
+    assert "srcc_people" not in few
+
+
 # The command
 
 
-@pytest.mark.filterwarnings("ignore:An input array is constant")  # four images drawn again may be one
 def test_a_table_and_json_of_a_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +248,7 @@ def test_a_table_and_json_of_a_set(
     assert accuracy.main([*arguments, "--json", "--results", str(results)]) == 0
     got = json.loads(capsys.readouterr().out)
     assert [row["scorer"] for row in got["rows"]] == arguments[2:]
-    assert all(row["images"] == 4 and len(row["srcc"]) == 3 for row in got["rows"])
+    assert all((row["images"], row["images_people"], len(row["srcc"])) == (3, 1, 3) for row in got["rows"])
     assert all("f1" in row for row in got["rows"][:-1])
     assert "crop_shift" in got["rows"][-1]
     # Killed in the middle of a line; what is kept is not judged again.

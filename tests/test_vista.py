@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -193,21 +194,43 @@ def test_wrong_input_is_one_line(photos: Path, rated: Path, tmp_path: Path, caps
     assert "MODULE:FUNCTION" in said
 
 
-def test_a_full_disk_leaves_nothing_that_looks_finished(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_that_looks_finished(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "full"
     for folder in ("images", "small", "rows"):
         (out / folder).mkdir(parents=True)
     vista._begin(vista.Job(out, 0, tuple(vista.clean_photos(photos)), (), "importance:image_signature"))
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(vista.os, "fsync", full)
+    (out / "images" / "000000.jpg.part").symlink_to("/dev/full")  # a disk without room
     assert "the disk is full" in vista._make(0)
     assert not list(out.rglob("*.jpg"))
     assert not list(out.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [("raise RuntimeError('no map today')", "no map today"), ("return pixels / 255", "gave no map")],
+)
+def test_a_failing_importance_map_is_one_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    name = f"annotator{len(body)}"
+    (tmp_path / f"{name}.py").write_text(f"def look(pixels):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    vista._begin(vista.Job(tmp_path, 0, tuple(vista.clean_photos(photos)), (), f"{name}:look"))
+    said = [vista._make(n) for n in range(4)]
+    assert any(message in (one or "") and f"--importance {name}:look" in (one or "") for one in said)
+
+
+def test_a_set_of_other_rated_photos_is_another(
+    made: Path, photos: Path, rated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "rated"
+    shutil.copytree(rated, other)
+    table = (other / "mos.csv").read_text().splitlines()
+    (other / "mos.csv").write_text("\n".join([table[0], *table[:0:-1]]) + "\n")  # in another order
+    code, said = run(capsys, "build", photos, made, "--count", "16", "--seed", "5", "--rated", other)
+    assert code == 2
+    assert "made another way" in said
 
 
 def test_a_photo_that_breaks_half_way_is_named(tmp_path: Path, photo: Pixels) -> None:

@@ -36,6 +36,7 @@ from degradations import BANK
 from importance import Importance
 from inject import Region, inject
 from negatives import NEGATIVES, SMOOTH, texture_of
+from numpy.typing import NDArray
 from photos import PRISTINE_DEV_SHARE, PRISTINE_TEST_SHARE, Rated, Source, content_share, rated_photos, split_of
 from PIL import Image
 from pixels import Pixels
@@ -46,7 +47,7 @@ from vista_score import VERSION, likeness, score
 from qcheck.errors import QcheckError
 from qcheck.photo import Photo
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 GOAL_PX: Final = 8_000_000  # pixels of an image, where its source has as many
 LEAST_PX: Final = 1_000_000  # of a source
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
@@ -125,6 +126,19 @@ def importance_of(name: str) -> Importance:
         raise SetError(f"--importance {name}: {error}; give MODULE:FUNCTION") from error
 
 
+def _importance_map(name: str, pixels: Pixels) -> NDArray[np.float32]:
+    """By a named function, which may be anybody's."""
+    try:
+        map_ = importance_of(name)(pixels)
+    except SetError:
+        raise
+    except Exception as error:
+        raise SetError(f"--importance {name}: failed on a photo ({type(error).__name__}: {error}); mend it") from error
+    if map_.ndim != 2 or not map_.size or not (np.isfinite(map_).all() and map_.min() >= 0 and map_.max() <= 1):
+        raise SetError(f"--importance {name}: gave no map (rows, columns) of 0..1; mend it")
+    return map_
+
+
 def _decoded(path: Path) -> Pixels:
     try:
         return np.array(Photo.open(path).pixels)
@@ -154,7 +168,10 @@ def scene(job: Job, number: int) -> tuple[Pixels, Pixels, Row]:
         pixels, names, base, split = _rated_scene(job.rated, rated, rng)
         known |= {"source": names, "split": split, "scene": rated, "regions": None, "score": round(base, 4)}
         return pixels, pixels, known
-    importance = importance_of(job.importance)
+
+    def importance(photo: Pixels) -> NDArray[np.float32]:
+        return _importance_map(job.importance, photo)
+
     damaged = rng.random() < DAMAGED_SHARE
     name = _choose(DAMAGED_SCENES if damaged else SCENES, rng)
     drawn = [job.sources[int(i)] for i in rng.integers(0, len(job.sources), DRAWN_FOR_SMOOTH if name == SMOOTH else 1)]
@@ -260,7 +277,7 @@ def build(photos: Path, out: Path, count: int, seed: int, rated: Path | None, wo
         "seed": seed,
         "importance": importance,
         "sources": {s.path.name: hashlib.sha256(s.path.read_bytes()).hexdigest()[:16] for s in sources},
-        "rated": len(rated_list),
+        "rated": {"count": len(rated_list), "sha256": _identity(rated_list)},
         "bank": {name: d.levels for name, d in BANK.items()},
     }
     text = json.dumps(plan, indent=1).encode()
@@ -286,6 +303,14 @@ def build(photos: Path, out: Path, count: int, seed: int, rated: Path | None, wo
         write_whole(out / "CARD.md", card(rows, plan).encode())
         write_whole(out / "vista.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     print(f"{out}: {count} images, {_bytes(out) / 1e9:.1f} GB")
+
+
+def _identity(rated: Iterable[Rated]) -> str:
+    """Of rated photos and their scores, in their order, which the images of a set depend on."""
+    digest = hashlib.sha256()
+    for photo in rated:
+        digest.update(f"{photo.path.name} {photo.score} ".encode() + hashlib.sha256(photo.path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _bytes(out: Path) -> int:
@@ -347,7 +372,7 @@ def remaker(out: Path, photos: Path, rows: list[Row]) -> Callable[[int], tuple[P
     """Of a damaged image's number: its pixels, and the same without the damage, from the photos of a set. Raises
     SetError if these are others."""
     plan = json.loads((out / "build.json").read_text())
-    rated = (None,) * plan["rated"]  # only whether there are any decides about the others
+    rated = (None,) * plan["rated"]["count"]  # only whether there are any decides about the others
     job = Job(out, plan["seed"], tuple(clean_photos(photos)), rated, plan["importance"])  # type: ignore[arg-type]
 
     def remake(number: int) -> tuple[Pixels, Pixels]:
