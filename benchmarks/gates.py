@@ -1,11 +1,13 @@
-"""The gates of nano: does it rank rated photos, does probing help, is the box right, is the export exact?
+"""The gates of nano: does it rank photos as people do, does probing help, are its boxes right and its doubts honest, is
+the export exact?
 
-    python benchmarks/gates.py --rated DATA/biq2021 --photos DATA/photos
-        [--checkpoint RUN/stepN.pt] [--brisque-python peers/bin/python]
+    python benchmarks/gates.py --rated DATA/biq2021 --vista SET [--model BUNDLE] [--single-pass BUNDLE]
+        [--checkpoint RUN/stepN.pt] [--brisque-python peers/bin/python] [--limit N]
 
-On photos that no training saw (the splits of training/photos.py). What bounds it: about a second of CPU a big photo and
-pass. Prints a table and, last, one JSON line; each figure is [value, low, high] with a 95% bootstrap interval, over
-source photos for the damaged set. Without --checkpoint or --brisque-python those rows are null, never guessed.
+On photos that no training saw: the test splits of training/photos.py, and that of a set of training/vista.py. What
+bounds it: half a second of CPU a big photo and pass. Prints a table and, last, one JSON line; each figure is [value,
+low, high] with a 95% bootstrap interval, over source photos for the Vista-like set. What was not asked for
+(--single-pass: a model of one look and no survey, taught with the same data) is null, never guessed.
 """
 
 import argparse
@@ -15,30 +17,72 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from damaged_set import cases
+from accuracy import measured
 from measures import Estimate, bootstrap, mean, plcc, srcc
-from photos import Rated, pristine_photos, rated_photos  # on the path through damaged_set
-from scorers import SEED, RandomAim
+from rated_sets import SetError, read_set
+from scorers import UnknownScorer, scorer
 
 from qcheck.bundle import Bundle
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
-from qcheck.tiles import Box
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
+
+from photos import Rated, pristine_photos, rated_photos
+
+ROLLOUTS: Final = 5
+PROBES: Final = 3
 Row = Estimate | float | None
 
 
 def rated_rows(engine: Engine, photos: list[Rated]) -> dict[str, Row]:
-    prober, truth = Prober(engine), [p.score for p in photos]
-    rows: dict[str, Row] = {}
-    for probes, suffix in ((0, ""), (3, "_3")):
-        guess = [prober.judge(Photo.open(p.path), Limits(probes)).score for p in photos]
-        rows[f"rated_srcc{suffix}"] = bootstrap(srcc, guess, truth)
-        rows[f"rated_plcc{suffix}"] = bootstrap(plcc, guess, truth)
+    """Rated photos, as the command judges them and at a single look; and what sampled runs say of its doubts."""
+    prober, truth = Prober(engine), np.array([p.score for p in photos])
+    rows: dict[str, Row] = {"rated_photos": float(len(photos))}
+    verdicts = []
+    for index, photo in enumerate(photos):
+        verdicts.append(prober.judge(Photo.open(photo.path), Limits(PROBES, rollouts=ROLLOUTS)))
+        _progress(f"rated photos {index + 1}")
+    guess = np.array([v.score for v in verdicts])
+    rows["rated_srcc"] = bootstrap(srcc, guess.tolist(), truth.tolist())
+    rows["rated_plcc"] = bootstrap(plcc, guess.tolist(), truth.tolist())
+    single = [prober.judge(Photo.open(p.path), Limits(0)).score for p in photos]
+    rows["rated_srcc_0"] = bootstrap(srcc, single, truth.tolist())
+    spread = [float(np.std(v.rollouts.scores)) for v in verdicts if v.rollouts]
+    error = np.abs(guess - truth)
+    rows["rollout_std"] = bootstrap(mean, spread)
+    rows["rollout_std_with_error"] = bootstrap(srcc, spread, error.tolist())
+    rows["score_std_with_error"] = bootstrap(srcc, [v.score_std for v in verdicts], error.tolist())
+    rows["coverage"] = bootstrap(mean, (error <= [v.score_std for v in verdicts]).astype(float).tolist())
+    return rows
+
+
+def vista_rows(bundle: str, single_pass: str | None, root: Path, limit: int | None) -> dict[str, Row]:
+    """The test split of a Vista-like set: the images whose defects are known."""
+    _, cases = read_set(root)
+    cases = [c for c in cases if c.split == "test" and c.regions is not None]
+    if limit:
+        cases = [cases[i] for i in sorted({round(i) for i in np.linspace(0, len(cases) - 1, limit)})]
+    rows: dict[str, Row] = {"vista_images": float(len(cases)), "vista_sources": float(len({c.group for c in cases}))}
+    asked = {"0": f"{bundle}@0", "3": f"{bundle}@{PROBES}", "random_crops": f"{bundle}@{PROBES}:random"}
+    if single_pass:
+        asked["single_pass"] = f"{single_pass}@0"
+    found = {name: measured(scorer(what, None), cases, root, None) for name, what in asked.items()}
+    for name in ("0", "3", "single_pass", "random_crops"):
+        rows[f"vista_srcc_{name}"] = found[name]["srcc"] if name in found else None
+    rows["vista_plcc_3"] = found["3"]["plcc"]
+    for key, name in (("vista_iou", "iou"), ("vista_f1", "f1"), ("vista_kind_right", "kind_right")):
+        rows[key] = found["3"].get(name)
+    for name in ("false_alarms_clean", "false_alarms_bokeh"):
+        rows[name] = found["3"].get(name)
+    rows["crop_shift"] = measured(scorer(f"{bundle}@1:clean", None), cases, root, None)["crop_shift"]
+    rows["probes_used"] = found["3"]["probes"]
+    for name in ("0", "3"):
+        rows[f"vista_ms_{name}"] = found[name]["ms"]
     return rows
 
 
@@ -55,53 +99,9 @@ def brisque_row(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
     return {"brisque_srcc": bootstrap(srcc, scores, [p.score for p in photos])}
 
 
-def local_rows(engine: Engine, photos: Path, per_source: int, split: str) -> dict[str, Row]:
-    sources = [s for s in pristine_photos(photos) if s.split == split]
-    passes = {"0": (Prober(engine), 0), "3": (Prober(engine), 3), "random": (Prober(engine, aim=RandomAim(SEED)), 3)}
-    found: dict[str, list[Any]] = {name: [] for name in passes}
-    truth = []
-    for photo, known in cases(sources, per_source, SEED):
-        truth.append(known)
-        for name, (prober, probes) in passes.items():
-            found[name].append(prober.judge(photo, Limits(probes)))
-        _progress(f"local photos {len(truth)}")
-    damaged = [i for i, case in enumerate(truth) if case.box]
-    clean = [i for i, case in enumerate(truth) if not case.box]
-    groups = [truth[i].source for i in damaged]
-    scores = [truth[i].score for i in damaged]
-    rows: dict[str, Row] = {"local_photos": float(len(damaged)), "local_sources": float(len(set(groups)))}
-    for name in passes:
-        guess = [found[name][i].score for i in damaged]
-        rows[f"local_srcc_{name}"] = bootstrap(srcc, guess, scores, groups=groups)
-        everything = [v.score for v in found[name]]
-        rows[f"local_and_clean_srcc_{name}"] = bootstrap(
-            srcc, everything, [c.score for c in truth], groups=[c.source for c in truth]
-        )
-    pair = [[found[name][i].score for i in damaged] for name in ("3", "0")]
-    rows["local_srcc_gain"] = bootstrap(lambda a, b, t: srcc(a, t) - srcc(b, t), *pair, scores, groups=groups)
-    for name in ("0", "3"):
-        overlap = [_iou(found[name][i], truth[i].box) for i in damaged]
-        rows[f"local_iou{'' if name == '3' else '_0'}"] = bootstrap(mean, overlap, groups=groups)
-        none = [float(not found[name][i].defects) for i in clean]
-        rows[f"clean_ok{'' if name == '3' else '_0'}"] = bootstrap(mean, none, groups=[truth[i].source for i in clean])
-    rows["local_reported"] = bootstrap(mean, [float(bool(found["3"][i].defects)) for i in damaged], groups=groups)
-    rows["local_kind_right"] = mean(
-        np.array([bool(d := found["3"][i].defects) and d[0].kind == truth[i].kind for i in damaged])
-    )
-    rows["probes_used"] = mean(np.array([len(v.probes) for v in found["3"]]))
-    for name in ("0", "3"):
-        rows[f"local_ms_{name}"] = float(np.median([v.timing_ms.total for v in found[name]]))
-    return rows
-
-
-def _iou(verdict: Any, box: Box) -> float:
-    """Of the most confident box; 0 if none is reported."""
-    return verdict.defects[0].box.iou(box) if verdict.defects else 0.0
-
-
-def parity_rows(checkpoint: Path | None, photos: list[Rated], big: Path, count: int) -> dict[str, Row]:
+def parity_rows(checkpoint: Path | None, photos: list[Rated], big: Path | None, count: int) -> dict[str, Row]:
     """The fp32 bundle against PyTorch on whole conversations: same trajectories, logits close; int8's loss in rank."""
-    if checkpoint is None:
+    if checkpoint is None or big is None:
         return {"parity_same": None, "parity_max_logit": None}
     from export_nano import export, load
     from torch_backend import TorchBackend
@@ -164,26 +164,30 @@ def _progress(text: str) -> None:
         print(f"\r{text}", end="", file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rated", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--vista", type=Path, required=True, help="a set of training/vista.py")
     parser.add_argument("--model", type=Path, help="another bundle than the embedded one")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--single-pass", type=Path)
+    parser.add_argument("--checkpoint", type=Path, help="the model's, for parity with PyTorch; needs --photos")
+    parser.add_argument("--photos", type=Path, help="clean photos, for parity")
     parser.add_argument("--brisque-python", type=Path)
-    parser.add_argument("--per-source", type=int, default=10, help="damaged photos made of each source")
     parser.add_argument("--parity-photos", type=int, default=24)
-    parser.add_argument("--split", choices=("test", "dev"), default="test", help="dev: for choosing between models")
+    parser.add_argument("--limit", type=int, help="only so many images of the set, drawn evenly")
     args = parser.parse_args()
     started = time.monotonic()
     bundle = Bundle.open(args.model)
     engine = Engine.open(bundle)
-    rated = [p for p in rated_photos(args.rated) if p.split == args.split]
-    rows: dict[str, Row] = {"rated_photos": float(len(rated))}
-    rows |= rated_rows(engine, rated)
-    rows |= brisque_row(args.brisque_python, rated)
-    rows |= local_rows(engine, args.photos, args.per_source, args.split)
-    rows |= parity_rows(args.checkpoint, rated, args.photos, args.parity_photos)
+    rated = [p for p in rated_photos(args.rated) if p.split == "test"]
+    try:
+        rows = rated_rows(engine, rated)
+        rows |= brisque_row(args.brisque_python, rated)
+        rows |= vista_rows(str(args.model or "nano"), args.single_pass, args.vista, args.limit)
+        rows |= parity_rows(args.checkpoint, rated, args.photos, args.parity_photos)
+    except (SetError, UnknownScorer) as error:
+        print(f"gates.py: {error}", file=sys.stderr)
+        return 2
     for name, value in rows.items():
         print(
             f"{name:28} {'not measured' if value is None else value if isinstance(value, Estimate) else f'{value:.4g}'}"
@@ -191,8 +195,9 @@ def main() -> None:
     contract = bundle.contract
     print(f"{contract.name} {contract.version} {contract.precision}, {time.monotonic() - started:.0f} s")
     flat = {name: value.as_list() if isinstance(value, Estimate) else value for name, value in rows.items()}
-    print(json.dumps({"model": contract.name, "split": args.split, "sha256": bundle.sha256, **flat}))
+    print(json.dumps({"model": contract.name, "sha256": bundle.sha256, **flat}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

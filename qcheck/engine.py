@@ -44,6 +44,29 @@ class Spent:
     generate: float = 0.0
 
 
+class Sampler:
+    """Draws among allowed tokens at a temperature; the same draws for the same seed."""
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature, self.rng = temperature, np.random.default_rng(seed)
+
+    def __call__(self, logits: NDArray[np.float64]) -> int:
+        """An index into logits."""
+        weights = np.exp((logits - logits.max()) / self.temperature)
+        return int(self.rng.choice(len(logits), p=weights / weights.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a conversation to come back to."""
+
+    length: int
+    next_position: int
+    after_view: tuple[int, int]
+    pending: tuple[int, ...]
+    logits: NDArray[np.float32] | None
+
+
 class Engine:
     """Weights, vocabulary and grammars of a bundle; safe to share between conversations, one at a time."""
 
@@ -109,6 +132,9 @@ class Conversation:
         self.engine, self.cache, self.spent = engine, cache, Spent()
         self._next_position = 0
         self._survey: NDArray[np.float32] | None = None  # of the photo, once a view of it was shown
+        # Image tokens of what was shown, for runs that come back to a mark and may ask for the same crops.
+        self._encoded: dict[tiles.View, NDArray[np.float32]] = {}
+        self._came_back = False
         # Said or asked but not yet in the cache; they go in with the next step.
         self._pending: list[int] = []
         self._logits: NDArray[np.float32] | None = None
@@ -121,12 +147,15 @@ class Conversation:
         wanted = engine.contract.pixels.survey and self._survey is None
         if wanted:
             self._survey = survey.empty_map(pixels.shape[1], pixels.shape[0])
-        planar = tiles.planar(pixels, [view], engine.table, engine.threads, self._survey if wanted else None)
-        self.spent.tiles += _ms_since(clock)
-        clock = time.perf_counter()
-        image = engine.backend.encode(planar, None if self._survey is None else survey.under(self._survey, view.box))
-        self.spent.vision += _ms_since(clock)
-        clock = time.perf_counter()
+        if not self._came_back or view not in self._encoded:
+            planar = tiles.planar(pixels, [view], engine.table, engine.threads, self._survey if wanted else None)
+            self.spent.tiles += _ms_since(clock)
+            clock = time.perf_counter()
+            under = None if self._survey is None else survey.under(self._survey, view.box)
+            self._encoded[view] = engine.backend.encode(planar, under)
+            self.spent.vision += _ms_since(clock)
+            clock = time.perf_counter()
+        image = self._encoded[view]
         before, after = engine.requests[request]
         token_px = engine.contract.global_view.token_px
         rows, cols = view.height // token_px, view.width // token_px
@@ -153,8 +182,19 @@ class Conversation:
         self._step(self.engine.embeddings[after], positions)
         self.spent.prefill += _ms_since(clock)
 
-    def say(self, matcher: Matcher) -> list[Token]:
-        """Lets the model speak one turn, greedily, inside the grammar."""
+    def mark(self) -> Mark:
+        """Where the conversation stands now."""
+        return Mark(self.cache.length, self._next_position, self._after_view, tuple(self._pending), self._logits)
+
+    def back_to(self, mark: Mark) -> None:
+        """Forgets what came after a mark: another continuation begins, and nothing before it is prefilled again."""
+        self.cache.rewind(mark.length)
+        self._next_position, self._after_view = mark.next_position, mark.after_view
+        self._pending, self._logits = list(mark.pending), mark.logits
+        self._came_back = True
+
+    def say(self, matcher: Matcher, sampler: Sampler | None = None) -> list[Token]:
+        """Lets the model speak one turn inside the grammar, greedily or as a sampler draws."""
         clock, engine, said = time.perf_counter(), self.engine, list[Token]()
         while True:
             forced = matcher.forced()
@@ -162,15 +202,15 @@ class Conversation:
             said += [Token(token, engine.texts[token], 1.0) for token in forced]
             if matcher.done:
                 break
-            token = self._choose(matcher.allowed(len(engine.texts)))
+            token = self._choose(matcher.allowed(len(engine.texts)), sampler)
             matcher.take([token.id])
             self._pending.append(token.id)
             said.append(token)
         self.spent.generate += _ms_since(clock)
         return said
 
-    def _choose(self, allowed: NDArray[np.intp]) -> Token:
-        """The likeliest allowed token after everything said so far."""
+    def _choose(self, allowed: NDArray[np.intp], sampler: Sampler | None) -> Token:
+        """The likeliest allowed token after everything said so far, or one that is drawn."""
         if self._pending:
             positions, self._next_position = text_positions(self._next_position, len(self._pending))
             embeds, self._pending = self.engine.embeddings[self._pending], []
@@ -179,7 +219,7 @@ class Conversation:
         logits = self._logits[allowed].astype(np.float64)
         weights = np.exp(logits - logits.max())
         weights /= weights.sum()
-        best = int(weights.argmax())
+        best = int(weights.argmax()) if sampler is None else sampler(logits)
         values, expected = self.engine.scores[allowed], None
         if not np.isnan(values).any():
             mean = float(weights @ values)

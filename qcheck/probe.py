@@ -5,19 +5,22 @@ Pure policy over an Engine: what is shown, what may be said, when to stop, and w
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from qcheck.engine import Conversation, Engine, Request
+from qcheck.engine import Conversation, Engine, Mark, Request, Sampler
 from qcheck.errors import UsageError
 from qcheck.photo import Photo
 from qcheck.prompt import Answer, Call, Sighting, parse_turn
 from qcheck.tiles import Box, CropSpec, View, crop_box, photo_box, view_of, whole
-from qcheck.verdict import MAX_DEFECTS, Budget, Defect, Probe, StoppedBy, Timing, Verdict
+from qcheck.verdict import MAX_DEFECTS, Budget, Defect, Probe, Rollouts, StoppedBy, Timing, Verdict
 
 DEFAULT_MAX_PROBES: Final = 3
 MOST_PROBES: Final = 64
+MOST_ROLLOUTS: Final = 64
+ROLLOUT_TEMPERATURE: Final = 0.9  # that of the papers' training
+ROLLOUT_SEED: Final = 2601
 # Two reports of one kind are one defect if they overlap this much, or if one lies this much inside the other.
 SAME_IOU: Final = 0.3
 SAME_INSIDE: Final = 0.6
@@ -30,16 +33,22 @@ Aim = Callable[[Box, CropSpec, int, int], Box]
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long the model may look: `max_probes` crops at most (0: a single pass), and no new crop once `budget_ms`
-    milliseconds (decoding included) are spent or the next one would not fit. Raises UsageError."""
+    milliseconds (decoding included) are spent or the next one would not fit. `rollouts`: so many sampled runs besides,
+    which tell how much the score hangs on chance. Raises UsageError."""
 
     max_probes: int = DEFAULT_MAX_PROBES
     budget_ms: float | None = None
+    rollouts: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_probes <= MOST_PROBES:
             raise UsageError(f"--max-probes {self.max_probes}: must be 0 to {MOST_PROBES}")
         if self.budget_ms is not None and not (math.isfinite(self.budget_ms) and self.budget_ms > 0):
             raise UsageError(f"--budget-ms {self.budget_ms}: must be more than 0")
+        if not 0 <= self.rollouts <= MOST_ROLLOUTS:
+            raise UsageError(f"--rollouts {self.rollouts}: must be 0 to {MOST_ROLLOUTS}")
+        if self.rollouts and self.budget_ms is not None:
+            raise UsageError("--rollouts and --budget-ms exclude each other: how often a photo is looked at takes time")
 
 
 class Prober:
@@ -51,7 +60,26 @@ class Prober:
 
     def judge(self, photo: Photo, limits: Limits, *, decode_ms: float = 0.0) -> Verdict:
         """One photo's verdict. `decode_ms`: what opening it took, for the budget and the record. Raises EngineError."""
-        return _Session(self.engine, self.aim, photo, limits, decode_ms).run()
+        session = _Session(self.engine, self.aim, photo, limits, decode_ms)
+        answer, notes = session.converse(None)
+        draws = (Sampler(ROLLOUT_TEMPERATURE, ROLLOUT_SEED + number) for number in range(limits.rollouts))
+        scores = tuple(session.converse(sampler)[0].score for sampler in draws)
+        return session.verdict(answer, notes, Rollouts(scores) if scores else None)
+
+    def sample(self, photo: Photo, limits: Limits, samplers: Iterable[Sampler]) -> list[Verdict]:
+        """One sampled verdict for each sampler; the global view is shown once. Raises EngineError."""
+        session = _Session(self.engine, self.aim, photo, limits, 0.0)
+        return [session.verdict(*session.converse(sampler), None) for sampler in samplers]
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What one run through a conversation has found."""
+
+    probes: list[Probe] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    stopped_by: StoppedBy = "model"
 
 
 class _Session:
@@ -63,14 +91,17 @@ class _Session:
         self.talk: Conversation = engine.conversation()
         self.started = time.perf_counter()
         self.last_turn_ms = 0.0
-        self.probes: list[Probe] = []
-        self.defects: list[Defect] = []
-        self.thoughts: list[str] = []
-        self.stopped_by: StoppedBy = "model"
+        self.notes = _Notes()
+        self.sampler: Sampler | None = None
+        self.global_view = view_of(whole(photo.width, photo.height), self.contract.global_view)
+        self.start: Mark | None = None  # once the global view is prefilled
 
-    def run(self) -> Verdict:
-        view = view_of(whole(self.photo.width, self.photo.height), self.contract.global_view)
-        global_view, asked = view, None
+    def converse(self, sampler: Sampler | None) -> tuple[Answer, _Notes]:
+        """One run from the global view, which is shown once for all runs, to an answer."""
+        if self.start is not None:
+            self.talk.back_to(self.start)
+        self.notes, self.sampler = _Notes(), sampler
+        view, asked = self.global_view, None
         while True:
             turn_started = time.perf_counter()
             move = self._turn(view, asked)
@@ -78,17 +109,21 @@ class _Session:
             if isinstance(move, Call) and self._too_late():
                 move = self._answer_now(after_crop=asked is not None)
             if isinstance(move, Answer):
-                return self._verdict(move, global_view)
+                return move, self.notes
             asked = move
-            view = self._crop(move, global_view)
+            view = self._crop(move)
 
     def _turn(self, view: View, asked: Call | None) -> Call | Answer:
         """Shows a view (`asked`: the call that brought it) and returns what the model wants next."""
-        may_call = self._may_call(used=len(self.probes) + (asked is not None))
+        may_call = self._may_call(used=len(self.notes.probes) + (asked is not None))
         kind: Request = "crop" if asked else "first"
         request: Request = kind if may_call else ("crop_final" if asked else "first_final")
-        self.talk.show(request, self.photo.pixels, self._decoded(view))
-        said = self.talk.say(self.engine.grammar.matcher(after_crop=asked is not None, may_call=may_call))
+        if asked is not None or self.start is None:
+            self.talk.show(request, self.photo.pixels, self._decoded(view))
+        if self.start is None:
+            self.start = self.talk.mark()
+        matcher = self.engine.grammar.matcher(after_crop=asked is not None, may_call=may_call)
+        said = self.talk.say(matcher, self.sampler)
         turn = parse_turn(said, self.contract.attributes)
         if asked is not None:
             self._note(asked, view, turn.finding)
@@ -108,7 +143,7 @@ class _Session:
 
     def _answer_now(self, *, after_crop: bool) -> Answer:
         """Takes a call back and has the model answer from what it has seen."""
-        self.stopped_by = "budget_ms"
+        self.notes.stopped_by = "budget_ms"
         self.talk.ask_again("crop_final" if after_crop else "first_final")
         said = self.talk.say(self.engine.grammar.matcher(after_crop=after_crop, may_call=False))
         move = parse_turn(said, self.contract.attributes).move
@@ -118,37 +153,38 @@ class _Session:
     def _may_call(self, used: int) -> bool:
         """Whether one more crop is allowed after `used` of them."""
         allowed = used < self.limits.max_probes
-        self.stopped_by = "model" if allowed else "max_probes"
+        self.notes.stopped_by = "model" if allowed else "max_probes"
         return allowed
 
     def _elapsed_ms(self) -> float:
         return self.decode_ms + (time.perf_counter() - self.started) * 1e3
 
-    def _crop(self, call: Call, global_view: View) -> View:
+    def _crop(self, call: Call) -> View:
         """The crop for a call: its box with context, cut from the original pixels."""
         # A call that points nowhere gets the whole view again, small: the cap on probes ends such a talk.
-        target = photo_box(call.coords, global_view, self.contract.coordinates) or global_view.box
+        whole_view = self.global_view
+        target = photo_box(call.coords, whole_view, self.contract.coordinates) or whole_view.box
         box = self.aim(target, self.contract.crop, self.photo.width, self.photo.height)
         return view_of(box, self.contract.crop_view)
 
     def _note(self, call: Call, view: View, finding: Sighting | None) -> None:
         words = f"{finding.level} {finding.kind}" if finding else CLEAN
-        self.probes.append(Probe(view.box, call.label, view.size, words))
-        self.thoughts.append(f"Crop {len(self.probes)} ({call.label}?): {words}.")
-        if finding:
-            self._add(finding, view)
+        self.notes.probes.append(Probe(view.box, call.label, view.size, words))
+        self.notes.thoughts.append(f"Crop {len(self.notes.probes)} ({call.label}?): {words}.")
+        if finding and (defect := self._defect(finding, view)):
+            self.notes.defects.append(defect)
 
-    def _add(self, sighting: Sighting, view: View) -> None:
+    def _defect(self, sighting: Sighting, view: View) -> Defect | None:
         box = photo_box(sighting.coords, view, self.contract.coordinates)
-        if box is not None:
-            self.defects.append(Defect(sighting.kind, sighting.level, box, sighting.confidence))
+        return None if box is None else Defect(sighting.kind, sighting.level, box, sighting.confidence)
 
-    def _verdict(self, answer: Answer, global_view: View) -> Verdict:
-        for sighting in answer.defects:
-            self._add(sighting, global_view)
+    def verdict(self, answer: Answer, notes: _Notes, rollouts: Rollouts | None) -> Verdict:
+        """What a run came to, with the time that all of them took."""
+        seen = [self._defect(sighting, self.global_view) for sighting in answer.defects]
+        thoughts = list(notes.thoughts)
         if answer.defects:
-            seen = ", ".join(f"{s.level} {s.kind}" for s in answer.defects)
-            self.thoughts.append(f"Whole view: {seen}.")
+            named = ", ".join(f"{s.level} {s.kind}" for s in answer.defects)
+            thoughts.append(f"Whole view: {named}.")
         spent = self.talk.spent
         timing = Timing(self.decode_ms, spent.tiles, spent.vision, spent.prefill, spent.generate, self._elapsed_ms())
         photo = self.photo
@@ -160,13 +196,14 @@ class _Session:
             score=answer.score,
             score_std=answer.score_std,
             attributes=answer.attributes,
-            defects=merged(self.defects),
-            probes=tuple(self.probes),
-            reasoning=" ".join(self.thoughts),
-            budget=Budget(self.limits.max_probes, len(self.probes), self.stopped_by),
+            defects=merged([*notes.defects, *(defect for defect in seen if defect)]),
+            probes=tuple(notes.probes),
+            reasoning=" ".join(thoughts),
+            budget=Budget(self.limits.max_probes, len(notes.probes), notes.stopped_by),
             model=self.engine.model,
             engine=self.engine.info,
             timing_ms=timing,
+            rollouts=rollouts,
         )
 
 

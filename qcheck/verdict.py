@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from statistics import fmean, pstdev
 from typing import Any, Final, Literal
 
 from qcheck.errors import PhotoErrorKind
@@ -81,6 +82,21 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollouts:
+    """Scores of sampled runs over a photo: how much the judgement hangs on chance."""
+
+    scores: tuple[float, ...]
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "k": len(self.scores),
+            "score_mean": round(fmean(self.scores), 3),
+            "score_std": round(pstdev(self.scores), 3),
+            "scores": [round(score, 3) for score in self.scores],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """Which weights judged: the bundle's name, version and the sha256 of its contract (which pins every file)."""
 
@@ -131,6 +147,7 @@ class Verdict:
     model: ModelInfo
     engine: EngineInfo
     timing_ms: Timing
+    rollouts: Rollouts | None = None
 
     @property
     def level(self) -> str:
@@ -163,6 +180,7 @@ class Verdict:
                 "provider": self.engine.provider,
                 "precision": self.engine.precision,
             },
+            **({"rollouts": self.rollouts.record()} if self.rollouts else {}),
             "timing_ms": self.timing_ms.record(),
         }
 

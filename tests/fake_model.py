@@ -62,15 +62,15 @@ def tokenizer() -> Any:
 
 def plain_contract(**changes: Any) -> Contract:
     """A contract with nano's vocabulary, whose normalised pixels are the 8-bit values themselves."""
-    words, damage_module = script("vocabulary"), script("damage")
+    words, defects = script("vocabulary"), script("defects")
     plain = Contract(
         format=FORMAT,
         name="fake",
         version="1",
         licence="Apache-2.0",
         precision="fp32",
-        kinds=damage_module.KINDS,
-        attributes=damage_module.ATTRIBUTES,
+        kinds=defects.KINDS,
+        attributes=defects.ATTRIBUTES,
         coordinates="relative_1000",
         pixels=PixelSpec("planar", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), survey=False),
         global_view=ViewSpec(TOKEN_PX, 256 * 256, 1024 * 768, 2.0),
@@ -167,7 +167,7 @@ def spelled_answer(
     score: Wanted = "3.0", defects: Sequence[tuple[str, str, Sequence[str]]] = (), attribute: str = "4.0"
 ) -> list[Wanted]:
     """A whole answer turn; `attribute`: the score of every attribute."""
-    names = script("damage").ATTRIBUTES
+    names = script("defects").ATTRIBUTES
     ends = prompt.spell_attributes(dict.fromkeys(names, attribute))
     return [prompt.ANSWER_OPEN, score, *prompt.spell_defects(defects), *ends]
 

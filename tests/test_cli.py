@@ -220,6 +220,8 @@ def test_options_reach_the_checker(run: Run, opened: Opened) -> None:
     )
     assert (model, given) == (Path("m"), {"device": "cpu", "threads": 2, "max_pixels": 9, "fast_decode": True})
     assert (limits.max_probes, limits.budget_ms, few.max_probes, few.budget_ms) == (3, None, 0, 250.5)
+    run("a.jpg", "--rollouts", "5")
+    assert (limits.rollouts, opened[-1][1]["limits"].rollouts) == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +229,8 @@ def test_options_reach_the_checker(run: Run, opened: Opened) -> None:
     [
         (["--jsno", "a.jpg"], "No such option: --jsno"),
         (["a.jpg", "--max-probes", "65"], "'--max-probes'"),
+        (["a.jpg", "--rollouts", "65"], "'--rollouts'"),
+        (["a.jpg", "--rollouts", "2", "--budget-ms", "9"], "--rollouts and --budget-ms exclude each other"),
         (["a.jpg", "--max-probes", "-1"], "'--max-probes'"),
         (["a.jpg", "--max-probes", "some"], "'--max-probes'"),
         (["a.jpg", "--max-probes"], "'--max-probes' requires an argument"),
@@ -288,7 +292,16 @@ def test_help_shows_the_main_job(run: Run) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("Usage: qcheck [OPTIONS] FILES... | COMMAND [ARGS]...\n")
     for word in (
-        *("--max-probes N", "--budget-ms MS", "--json", "--jsonl", "--model DIR", "--device", "--threads N"),
+        *(
+            "--max-probes N",
+            "--budget-ms MS",
+            "--rollouts K",
+            "--json",
+            "--jsonl",
+            "--model DIR",
+            "--device",
+            "--threads N",
+        ),
         *("--max-pixels N", "--fail-under SCORE", "--fail-on KIND", "-r, --recursive", "--version", "-h, --help"),
         *("--install-completion", "--show-completion", "[default: 3; 0<=x<=64]", "Exit codes: 0 all passed"),
         *("Commands:\n  check ", "\n  model ", "\n  schema ", "  qcheck --json photos/ > verdicts.json\n"),

@@ -12,14 +12,15 @@ from numpy.testing import assert_array_equal
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_model import FakeBackend, Plan, Wanted, fake_engine, plain_contract, spelled_answer, where
+from fake_model import IMAGE_BASE, FakeBackend, Plan, Wanted, fake_engine, plain_contract, spelled_answer, where
+from jsonschema import validate
 
 from qcheck import prompt
 from qcheck.errors import EngineError, UsageError
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober, merged
 from qcheck.tiles import Box, CropSpec
-from qcheck.verdict import Defect, Verdict
+from qcheck.verdict import Defect, Verdict, schema
 
 WIDTH, HEIGHT = 2000, 1500
 # Every other pixel black: averaged away at any smaller scale, so that only original pixels are these.
@@ -99,6 +100,52 @@ def test_a_model_that_has_seen_enough_stops_by_itself(used: int) -> None:
     assert (verdict.budget.used, verdict.budget.stopped_by) == (used, "model")
     assert requests(backend) == ["first", *["crop"] * used]
     assert [probe.label for probe in verdict.probes] == ["color"] * used
+
+
+# Sampled runs
+
+
+def wavers(turn: int, request: str) -> list[Wanted]:
+    """As likely to look as not, at one place, where it finds nothing; after a look it thinks better of the photo."""
+    looked = prompt.spell_finding(None) if turn else []
+    if turn == 0:
+        return [{prompt.CALL_OPEN: 5.0, prompt.ANSWER_OPEN: 4.9}, *prompt.spell_call(COORDS, "noise")[1:]]
+    return [*looked, prompt.ANSWER_OPEN, {"2.0": 60.0, "4.0": 60.0 + turn}, *spelled_answer()[2:]]
+
+
+def test_rollouts_leave_the_greedy_run_as_it_is() -> None:
+    alone, _ = judge(wavers, Limits(2))
+    again, backend = judge(wavers, Limits(2, rollouts=8))
+    first = alone.record(), again.record()
+    rollouts = first[1].pop("rollouts")
+    for record in first:
+        record.pop("timing_ms")
+    assert first[0] == first[1]
+    assert rollouts["k"] == len(rollouts["scores"]) == 8
+    assert rollouts["score_mean"] == pytest.approx(np.mean(rollouts["scores"]), abs=1e-3)
+    assert rollouts["score_std"] == pytest.approx(np.std(rollouts["scores"]), abs=1e-3)
+    assert rollouts["score_std"] > 0, "every run said the same"
+    validate(again.record(), schema())
+    # Everything that was looked at went through the vision graph once, and the global view through the decoder once.
+    assert len(backend.seen) == len({view.tobytes() for view in backend.seen})
+    assert len(backend.caches) == 1
+    views = [tokens for tokens, _ in backend.feeds if any(t >= IMAGE_BASE for t in tokens)]
+    assert sum(len(tokens) > 150 for tokens in views) == 1
+
+
+def test_rollouts_are_the_same_every_time() -> None:
+    one, other = (judge(wavers, Limits(2, rollouts=5))[0].rollouts for _ in range(2))
+    assert one == other
+    more = judge(wavers, Limits(2, rollouts=8))[0].rollouts
+    assert one is not None
+    assert more is not None
+    assert more.scores[:5] == one.scores
+
+
+def test_too_many_rollouts_and_a_budget_are_refused() -> None:
+    for limits, message in (({"rollouts": 65}, "must be 0 to 64"), ({"rollouts": 2, "budget_ms": 9.0}, "exclude")):
+        with pytest.raises(UsageError, match=message):
+            Limits(**limits)  # type: ignore[arg-type]
 
 
 @pytest.fixture

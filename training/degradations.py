@@ -51,7 +51,7 @@ _ALL: Final = (
         "color_diffusion", color.diffusion, (1, 3, 6, 8, 12), "amount: 2 + 1.5 of it px", KADID, "color", False
     ),
     Degradation("color_shift", color.shift, (1, 3, 6, 8, 12), "px, of green", KADID, "color"),
-    Degradation("color_quantization", color.quantization, (32, 22, 15, 10, 6), "colours", OURS, "color", False),
+    Degradation("color_quantization", color.quantization, (32, 22, 15, 10, 6), "colours", OURS, "banding", False),
     Degradation("saturation_hsv", color.saturation_hsv, (0.75, 0.5, 0.3, 0.12, 0.0), "factor", OURS, "color", False),
     Degradation("saturation_lab", color.saturation_lab, (1.5, 2, 3, 6, 9), "factor", OURS, "color", False),
     Degradation("jpeg2000", codecs.jpeg2000, (16, 32, 45, 120, 170), "compression ratio", KADID, "compression"),
@@ -71,11 +71,11 @@ _ALL: Final = (
         "mean_shift", light.mean_shift, (0.04, 0.08, 0.15, 0.22, 0.3), "of 0..1, up or down", OURS, "color", False
     ),
     Degradation("jitter", spatial.jitter, (0.25, 0.5, 0.9, 1.5, 2.5), "px, deviation", OURS, "pixelation"),
-    Degradation("patches", spatial.patches, (20, 40, 60, 80, 100), "patches a 512 x 384 px", KADID, "pixelation"),
+    Degradation("patches", spatial.patches, (20, 40, 60, 80, 100), "patches a 512 x 384 px", KADID, "corruption"),
     Degradation("pixelate", spatial.pixelate, (2, 3, 4, 6, 9), "px, block", OURS, "pixelation"),
-    Degradation("quantization", color.tone_steps, (20, 16, 13, 10, 7), "steps a channel", KADID, "color"),
+    Degradation("quantization", color.tone_steps, (20, 16, 13, 10, 7), "steps a channel", KADID, "banding"),
     Degradation(
-        "color_blocks", spatial.color_blocks, (2, 4, 6, 8, 10), "blocks a 512 x 384 px", KADID, "pixelation", False
+        "color_blocks", spatial.color_blocks, (2, 4, 6, 8, 10), "blocks a 512 x 384 px", KADID, "corruption", False
     ),
     Degradation("high_sharpen", light.sharpen, (1, 2, 3, 6, 12), "gain", KADID, "oversharpen"),
     Degradation(
@@ -91,15 +91,15 @@ _ALL: Final = (
         (0.04, 0.08, 0.14, 0.22, 0.34),
         "depth in linear light",
         OURS,
-        "underexposure",
+        "banding",
         False,
     ),
     Degradation(
-        "demosaic", camera.demosaic, (0.25, 0.45, 0.65, 0.85, 1.0), "share of a bilinear demosaic", OURS, "color"
+        "demosaic", camera.demosaic, (0.25, 0.45, 0.65, 0.85, 1.0), "share of a bilinear demosaic", OURS, "moire"
     ),
-    Degradation("moire", camera.moire, (0.05, 0.1, 0.17, 0.27, 0.4), "depth", OURS, "color", False),
+    Degradation("moire", camera.moire, (0.05, 0.1, 0.17, 0.27, 0.4), "depth", OURS, "moire", False),
     Degradation("halos", camera.halos, (0.5, 0.9, 1.5, 2.4, 3.8), "gain, wide radius", OURS, "oversharpen"),
-    Degradation("dust_and_scratches", camera.dust, (2, 5, 9, 16, 28), "marks a 512 x 384 px", OURS, "noise", False),
+    Degradation("dust_and_scratches", camera.dust, (2, 5, 9, 16, 28), "marks a 512 x 384 px", OURS, "dirt", False),
     Degradation("chroma_bleed", camera.chroma_bleed, (2, 4, 7, 12, 20), "px, sideways", OURS, "color"),
     # of codecs
     Degradation("double_jpeg", codecs.double_jpeg, (50, 36, 26, 17, 10), "quality, of both", OURS, "compression"),

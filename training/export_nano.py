@@ -16,7 +16,7 @@ import onnx
 import torch
 import vocabulary as words
 from cells import CELL_PX, IMAGENET_MEAN, IMAGENET_STD
-from damage import ATTRIBUTES, KINDS
+from defects import ATTRIBUTES, KINDS
 from nano import Nano, NanoVisual, config, raise_bar
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
@@ -32,6 +32,7 @@ from qcheck.contract import (
     LOGITS,
     PIXELS,
     POSITION_IDS,
+    SURVEY,
     Contract,
     DecoderSpec,
     FileEntry,
@@ -39,11 +40,13 @@ from qcheck.contract import (
     past_name,
     present_name,
 )
+from qcheck.survey import STATISTICS
 
 VERSION: Final = "0.3.0"
 LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
 MAX_TOKENS: Final = 16384  # 64 probes of 196 image tokens and their turns
 OPSET: Final = 18
+MOST_SURVEY_CELLS: Final = 1 << 12  # a side: 131,072 pixels, more than any JPEG has
 BLOCK: Final = 32
 
 
@@ -52,8 +55,8 @@ class VisionGraph(nn.Module):
         super().__init__()
         self.visual = visual
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.visual.image_tokens(pixels)
+    def forward(self, pixels: Tensor, survey: Tensor) -> Tensor:
+        return self.visual.image_tokens(pixels, survey)
 
 
 class DecoderGraph(nn.Module):
@@ -102,12 +105,13 @@ def rotated(x: Tensor) -> Tensor:
 
 def export_vision(model: Nano, path: Path) -> None:
     sides = (2 * CELL_PX * torch.export.Dim(name, min=1, max=128) for name in ("token_rows", "token_cols"))
+    cells = (torch.export.Dim(name, min=1, max=MOST_SURVEY_CELLS) for name in ("survey_rows", "survey_cols"))
     program = torch.onnx.export(
         VisionGraph(model.model.visual).eval(),
-        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX),),
-        input_names=[PIXELS],
+        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX), torch.zeros(1, 5, 7, len(STATISTICS))),
+        input_names=[PIXELS, SURVEY],
         output_names=[IMAGE_TOKENS],
-        dynamic_shapes=(dict(zip((2, 3), sides, strict=True)),),
+        dynamic_shapes=(dict(zip((2, 3), sides, strict=True)), dict(zip((1, 2), cells, strict=True))),
         dynamo=True,
         opset_version=OPSET,
         verbose=False,
@@ -248,7 +252,7 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
         kinds=KINDS,
         attributes=ATTRIBUTES,
         coordinates="relative_1000",
-        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=False),
+        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
         global_view=GLOBAL_VIEW,
         crop_view=CROP_VIEW,
         crop=CROP,

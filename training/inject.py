@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from damage import soft_mask
 from degradations import BANK
 from importance import mean_inside
 from numpy.typing import NDArray
@@ -42,16 +41,27 @@ class Region:
 
 
 def inject(
-    pixels: Pixels, name: str, level: int, map_: NDArray[np.float32], avoid: list[Region], rng: np.random.Generator
+    pixels: Pixels,
+    name: str,
+    level: int,
+    map_: NDArray[np.float32],
+    avoid: list[Region],
+    rng: np.random.Generator,
+    energy: NDArray[np.float32] | None = None,
+    sides: tuple[float, float] = REGION_SHARE,
 ) -> Region | None:
     """Breaks one place of a photo (changed in place) that is textured and matters, or says that none suits: None.
-    `map_`: its importance. Places of `avoid` and their surroundings stay as they are."""
+    `map_`: its importance. Places of `avoid` and their surroundings stay as they are. `energy`: the photo's texture
+    where it is known, for measuring it takes longer than all the rest. `sides`: least and greatest side of the place,
+    of the photo's sides."""
     height, width = pixels.shape[:2]
-    degradation, energy = BANK[name], texture_energy(pixels)
+    degradation = BANK[name]
+    if energy is None:
+        energy = texture_energy(pixels)
     for _ in range(TRIES):
         places = []
         for _ in range(CANDIDATES):
-            box = _anywhere(width, height, rng)
+            box = _anywhere(width, height, sides, rng)
             texture = mean_inside(energy, box, width, height)
             if (texture >= LEAST_TEXTURE or not degradation.detail) and not any(_near(box, r.box) for r in avoid):
                 places.append((box, texture, mean_inside(map_, box, width, height)))
@@ -75,13 +85,23 @@ def inject(
     return None
 
 
-def _anywhere(width: int, height: int, rng: np.random.Generator) -> BoxPx:
+def _anywhere(width: int, height: int, sides: tuple[float, float], rng: np.random.Generator) -> BoxPx:
     w, h = (
-        min(side, MOST_PX, max(LEAST_PX, round(side * math.exp(rng.uniform(*np.log(REGION_SHARE))))))
+        min(side, MOST_PX, max(LEAST_PX, round(side * math.exp(rng.uniform(*np.log(sides))))))
         for side in (width, height)
     )
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     return x, y, x + w, y + h
+
+
+def soft_mask(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(height, width) float32 in 0..1: a superellipse that reaches its box at half strength, with a soft rim."""
+    power = rng.uniform(2, 6)
+    y = np.abs(np.linspace(-1, 1, height))[:, None] ** power
+    x = np.abs(np.linspace(-1, 1, width))[None] ** power
+    rim = rng.uniform(0.08, 0.3)
+    distance = (x + y) ** (1 / power)  # 1 on the rim
+    return np.clip((1 + rim / 2 - distance) / rim, 0, 1).astype(np.float32)
 
 
 def _near(a: BoxPx, b: BoxPx) -> bool:

@@ -1,6 +1,6 @@
 """What nano's eyes make of every cached view, once: the decoder's lessons then cost no perception.
 
-    python training/look.py --cache CACHE --eyes RUN --out LOOKED
+    python training/look.py --cells CELLS --eyes RUN --out LOOKED
 
 `RUN` is the output of perceive.py. Training photos are read by eyes that never saw their source, dev photos by the
 final ones. Writes `CellStore`s of SEEN_CHANNELS a token. Rated and patched photos get one more view, a window of their
@@ -14,25 +14,33 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from cells import CellStore
-from damage import KINDS
+from cells import CELL_CHANNELS
+from defects import KINDS
 from numpy.typing import NDArray
-from samples import Item, Samples, eyes_file, read
+from samples import eyes_file
+from stores import Item, Store, folds, items_of, of_split
 from torch import Tensor
 from visual import KIND_OUTPUTS, LEVELS, Evidence, Perception, perceived, proposals
 
 from qcheck.tiles import Box
 
 LOOKED: Final = ("rated", "patched", "whole", "local", "aimed")
-PARTS: Final = (KIND_OUTPUTS, LEVELS)
+PARTS: Final = (KIND_OUTPUTS, LEVELS, 1)
 SEEN_CHANNELS: Final = sum(PARTS)
 WINDOW: Final = 0.5  # least side of a window, of the view's
 BATCH: Final = 12  # samples
 
 
+class SeenStore(Store):
+    """What eyes made of views, fp16."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        super().__init__(directory, name, SEEN_CHANNELS, np.float16)
+
+
 def packed(evidence: Evidence) -> NDArray[np.float16]:
     """(rows, cols, SEEN_CHANNELS) fp16; the view's score stands in the index."""
-    return torch.cat((evidence.kinds, evidence.levels), -1).numpy().astype(np.float16)
+    return torch.cat((evidence.kinds, evidence.levels, evidence.severity), -1).numpy().astype(np.float16)
 
 
 def unpacked(seen: Tensor, score: float) -> Evidence:
@@ -50,7 +58,7 @@ def suspicions(evidence: Evidence) -> dict[str, Any]:
 
 def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArray[np.float16]]:
     """A part of a sample's first view, of whole tokens."""
-    entry, cells = item[0]["views"][0], read(item, 0)
+    entry, cells = item.sample["views"][0], item.read(0)
     slices = []
     for count in cells.shape[:2]:
         length = 2 * int(rng.integers(max(1, round(WINDOW * count / 2)), count // 2 + 1))
@@ -69,25 +77,25 @@ def entry(about: dict[str, Any], evidence: Evidence) -> tuple[dict[str, Any], ND
 
 
 @torch.inference_mode()
-def look(eyes: Perception, items: list[Item], store: CellStore, rng: np.random.Generator, windows: bool) -> None:
+def look(eyes: Perception, items: list[Item], store: SeenStore, rng: np.random.Generator, windows: bool) -> None:
     writer = store.writer()
     for start in range(0, len(items), BATCH):
         views: list[list[tuple[dict[str, Any], NDArray[np.float16]]]] = []
         for item in items[start : start + BATCH]:
-            views.append([(about, read(item, index)) for index, about in enumerate(item[0]["views"])])
+            views.append([(about, item.read(index)) for index, about in enumerate(item.sample["views"])])
             if windows:
                 views[-1].append(window(item, rng))
         flat = [torch.from_numpy(cells.astype(np.float32)) for sample in views for _, cells in sample]
         seen = iter(perceived(eyes, flat))
-        for (sample, _), abouts in zip(items[start : start + BATCH], views, strict=True):
+        for item, abouts in zip(items[start : start + BATCH], views, strict=True):
             entries = [entry(about, next(seen)) for about, _ in abouts]
-            writer.add({k: v for k, v in sample.items() if k != "views"}, iter(entries))
+            writer.add({k: v for k, v in item.sample.items() if k != "views"}, iter(entries))
     writer.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cells", type=Path, required=True)
     parser.add_argument("--eyes", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -97,10 +105,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     started = time.monotonic()
     for kind in LOOKED:
-        samples = Samples(args.cache, kind)
-        for fold in (*samples.folds(), None):
-            items = [i for i in samples.of("dev" if fold is None else "train") if fold in (None, i[0]["fold"])]
-            store = CellStore(args.out, f"{kind}-{fold or 'dev'}", SEEN_CHANNELS)
+        samples = items_of(args.cells, kind, CELL_CHANNELS, np.float16)
+        for fold in (*folds(samples), None):
+            items = [i for i in of_split(samples, "train" if fold else "dev") if fold in (None, i.sample["fold"])]
+            store = SeenStore(args.out, f"{kind}-{fold or 'dev'}")
             look(eyes_of(args.eyes, fold), items, store, np.random.default_rng(args.seed), kind in {"rated", "patched"})
             print(f"{kind} {fold or 'dev'}: {len(items)} samples, {time.monotonic() - started:.0f} s", flush=True)
 

@@ -12,11 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 import vocabulary as words
-from damage import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Damage, damaged_score
+from defects import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Defect
 from nano_spec import CROP
 from numpy.typing import NDArray
-from samples import Item, Sample, damages, read
+from samples import defects_of
+from stores import Item, Sample
 from tokenizers import Tokenizer
+from vista_score import score as score_after
 from visual import SLOTS
 
 from qcheck import prompt
@@ -40,7 +42,8 @@ NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
 SCORE_WEIGHT: Final = 4.0
 LEAST_KEPT: Final = 0.1  # of a view's tokens
 SINGLE_PASS_SHARE: Final = 0.25
-ON_POLICY_SHARE: Final = 0.8  # of crops: where perception suspects; the others lie on a damage or anywhere
+ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others lie on a defect or anywhere
+ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
 LOOK_ON_SHARE: Final = 0.7  # after nothing was found
 MISSPOKEN_SHARE: Final = 0.4  # of findings
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
@@ -188,14 +191,14 @@ class Narrator:
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, words.CROP_FINAL if rng.random() < 0.5 else words.CROP, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
-        score = item[0]["score"]
+        score = item.sample["score"]
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         return example
 
     def patched(self, item: Item) -> Example:
         """A locally damaged rated photo, small: looked at once, or with one crop."""
         shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", "window"))
-        defects, example = damages(item[0]), Example()
+        defects, example = defects_of(item.sample), Example()
         if self.rng.random() < 0.5:
             self.speller.request(example, words.FIRST, shown)
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
@@ -204,7 +207,7 @@ class Narrator:
             defects = [d for d in defects if share(d, window) < FOUND_SHARE]
         else:
             self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown)
-        self.answer(example, item[0], shown, defects, attributes=None)
+        self.answer(example, item.sample, shown, defects, attributes=None)
         return example
 
     def whole(self, item: Item) -> Example:
@@ -212,23 +215,23 @@ class Narrator:
         (shown,) = shown_views(item)
         example = Example()
         self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown)
-        self.answer(example, item[0], shown, damages(item[0]), item[0]["attributes"])
+        self.answer(example, item.sample, shown, defects_of(item.sample), item.sample["attributes"])
         return example
 
     def local(self, item: Item) -> Example:
         """A big photo damaged in places, or clean: looked at once, or probed."""
         shown, *crops = shown_views(item)
-        defects, attributes, example = damages(item[0]), local_attributes(item[0]), Example()
+        defects, attributes, example = defects_of(item.sample), local_attributes(item.sample), Example()
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, words.FIRST_FINAL, shown)
-            self.answer(example, item[0], shown, defects, attributes)
+            self.answer(example, item.sample, shown, defects, attributes)
             return example
         self.speller.request(example, words.FIRST, shown)
         left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
         for turn in range(most):
             crop = None
             if self.rng.random() < ON_POLICY_SHARE:
-                crop = self.call_suspicion(example, item[0], shown, crops, left, turn)
+                crop = self.call_suspicion(example, item.sample, shown, crops, left, turn)
             if crop is None:
                 crop = self.call_elsewhere(example, shown, crops, left)
             crops = [c for c in crops if c is not crop] or crops
@@ -238,11 +241,11 @@ class Narrator:
             left = [d for d in left if share(d, crop) < FOUND_SHARE]
             if not last and (not left if defects else self.rng.random() >= LOOK_ON_SHARE):
                 break
-        self.answer(example, item[0], shown, left, attributes)
+        self.answer(example, item.sample, shown, left, attributes)
         return example
 
     def call_suspicion(
-        self, example: Example, sample: Sample, shown: Shown, crops: list[Shown], left: list[Damage], turn: int
+        self, example: Example, sample: Sample, shown: Shown, crops: list[Shown], left: list[Defect], turn: int
     ) -> Shown | None:
         """Asks for the next suspicion, named for what really is there, and returns the cached crop that comes nearest
         to what would be shown: one that shows the same damage or, like it, none. None if there is no such crop."""
@@ -263,18 +266,18 @@ class Narrator:
         self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
         return max(fit, key=lambda c: c.box.iou(view))
 
-    def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], left: list[Damage]) -> Shown:
+    def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], left: list[Defect]) -> Shown:
         """Asks for a crop on a damage that waits, or for any. The aim is not taught, because perception gave no reason
         for it."""
         on_damage = [c for c in crops if any(share(d, c) >= FOUND_SHARE for d in left)]
-        choice = on_damage if on_damage and self.rng.random() < 0.6 else crops
+        choice = on_damage if on_damage and self.rng.random() < ON_DEFECT_SHARE else crops
         crop = choice[int(self.rng.integers(len(choice)))]
         aimed = prompt.spell_call(shown.spell(crop.box), self.any_kind())
         self.speller.say(example, [prompt.CALL_OPEN])
         self.speller.say(example, aimed[1:], 0)
         return crop
 
-    def find(self, example: Example, crop: Shown, defects: list[Damage]) -> None:
+    def find(self, example: Example, crop: Shown, defects: list[Defect]) -> None:
         """Says what a crop shows. Sometimes it says something else and untaught, because so will the model: its score
         must not hang on its own words alone."""
         seen = [(share(d, crop), d) for d in defects]
@@ -298,7 +301,7 @@ class Narrator:
         example: Example,
         sample: Sample,
         shown: Shown,
-        defects: list[Damage],
+        defects: list[Defect],
         attributes: dict[str, float] | None,
     ) -> None:
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(sample["score"])], score=sample["score"])
@@ -348,33 +351,30 @@ def shown_views(item: Item) -> list[Shown]:
     return [
         Shown(
             Box(*view["box"]),
-            read(item, index),
+            item.read(index),
             view["score"],
             view["role"],
             [(*map(float, corners), kind, level) for *corners, kind, level in view["suspicions"]],
         )
-        for index, view in enumerate(item[0]["views"])
+        for index, view in enumerate(item.sample["views"])
     ]
 
 
-def share(found: Damage, crop: Shown) -> float:
+def share(found: Defect, crop: Shown) -> float:
     """How much of a damage a crop holds, 0..1."""
     part = overlap(Box(*found.box), crop.box)
     return part.area / Box(*found.box).area if part else 0.0
 
 
-def holds(found: Damage, box: Box) -> bool:
+def holds(found: Defect, box: Box) -> bool:
     """Whether a part of the photo shows a good part of a damage, or is filled by it, however little of it that is."""
     part = overlap(Box(*found.box), box)
     return part is not None and part.area >= SEEN_SHARE * min(Box(*found.box).area, box.area)
 
 
 def local_attributes(sample: dict[str, Any]) -> dict[str, float]:
-    """Each attribute of a locally damaged photo: the score it would have with the damages of that attribute alone."""
-    damages = [Damage(d["kind"], d["level"], tuple(d["box"])) for d in sample["defects"]]
+    """Each attribute of a locally broken photo: the score it would have with the defects of that attribute alone."""
+    found = defects_of(sample)
     return {
-        name: damaged_score(
-            CLEAN_SCORE, [d for d in damages if ATTRIBUTE_OF[d.kind] == name], sample["width"], sample["height"]
-        )
-        for name in ATTRIBUTES
+        name: score_after(CLEAN_SCORE, [d.cost for d in found if ATTRIBUTE_OF[d.kind] == name]) for name in ATTRIBUTES
     }

@@ -1,6 +1,4 @@
-"""Stage 0, supervised perception: nano's eyes, before it speaks.
-
-    python training/perceive.py --cache CACHE --out RUN
+"""Stage 0, second part: nano's eyes, before it speaks. Run by train.py.
 
 Two lessons, neither through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
 suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. Both are
@@ -10,11 +8,11 @@ For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which ne
 training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
 """
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +21,11 @@ import torch
 from cells import CELL_CHANNELS
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
-from samples import Item, Samples, damages, eyes_file, read, token_truth, tokens_of
+from runs import RunError, save, seeded
+from samples import eyes_file, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
+from stores import Item, folds, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
 from visual import SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, summary
@@ -37,6 +37,7 @@ DAMAGED_TOKENS: Final = 24  # at most, of one view
 CLEAN_TOKENS: Final = {"global": 24}  # the same; views that are not global: half of it
 TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 1.5
+SEVERITY_WEIGHT: Final = 2.0
 # Kinds of sample whose views teach the score, and what each weighs. Every proxy score that is learned beside them makes
 # rated photos rank worse; local damage is Damage's to judge.
 SCORED: Final = {"rated": 1.0, "whole": 0.2}
@@ -48,26 +49,25 @@ FOUND_IOU: Final = 0.2
 
 class Tokens:
     """Single tokens of many views. `tokens`: (n, CELL_CHANNELS); `views`: (n,) their view's row in `means`, `spreads`,
-    `counts`; `kinds`, `levels`: (n,) as of samples.token_truth."""
+    `counts`; `kinds`, `levels`, `severities`: (n,) as of samples.token_truth."""
 
     def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator) -> None:
-        parts: list[list[NDArray[Any]]] = [[] for _ in range(7)]
+        parts: list[list[NDArray[Any]]] = [[] for _ in range(8)]
         count = 0
         for kind in LESSONS:
             for item in items[kind]:
-                for index, view in enumerate(item[0]["views"]):
-                    if view["role"] == "window":
-                        continue
+                for index in range(len(item.sample["views"])):
                     for part, values in zip(parts, self.of_view(item, index, count, rng), strict=True):
                         part.append(values)
                     count += 1
         joined = [torch.from_numpy(np.concatenate(part)) for part in parts]
-        self.tokens, self.means, self.spreads, self.counts, self.views, self.kinds, self.levels = joined
+        self.tokens, self.means, self.spreads, self.counts = joined[:4]
+        self.views, self.kinds, self.levels, self.severities = joined[4:]
 
     def of_view(self, item: Item, index: int, number: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
-        cells, view = read(item, index).astype(np.float32), item[0]["views"][index]
+        cells, view = item.read(index).astype(np.float32), item.sample["views"][index]
         rows, cols = tokens_of(cells)
-        truth = token_truth(rows, cols, Box(*view["box"]), damages(item[0]))
+        truth = token_truth(rows, cols, Box(*view["box"]), item.sample)
         clean, damaged = np.flatnonzero(truth.kinds == 0), np.flatnonzero(truth.kinds > 0)
         most = CLEAN_TOKENS.get(view["role"], CLEAN_TOKENS["global"] // 2)
         picked = np.concatenate((rng.permutation(clean)[:most], rng.permutation(damaged)[:DAMAGED_TOKENS]))
@@ -79,6 +79,7 @@ class Tokens:
         yield np.full(len(picked), number)
         yield truth.kinds[picked]
         yield truth.levels[picked]
+        yield truth.severities[picked]
 
 
 def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float) -> None:
@@ -92,14 +93,17 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float) -> None
         schedule(optimizer, rate, step, steps)
         picked = torch.randint(0, len(train.tokens), (TOKEN_BATCH,))
         views, kinds, levels = train.views[picked], train.kinds[picked], train.levels[picked]
+        broken, severities = kinds > 0, train.severities[picked]
         inputs = damage.normalised(train.tokens[picked].float(), train.means[views], train.spreads[views])
         with torch.autocast("cpu", torch.bfloat16):
             outputs = damage.read(*inputs, train.counts[views])
         loss = torch.zeros(())
         for output in outputs:
-            kind, level = damage.apart(output.float())
+            kind, level, severity = damage.apart(output.float())
             level = level[torch.arange(len(kinds)), (kinds - 1).clamp(min=0)]  # of the true kind; clean ones have none
             loss = loss + F.cross_entropy(kind, kinds) + LEVEL_WEIGHT * F.cross_entropy(level, levels)
+            cost = F.binary_cross_entropy_with_logits(severity[broken, 0], severities[broken])
+            loss = loss + SEVERITY_WEIGHT * cost
         finite(loss, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -118,7 +122,7 @@ def schedule(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: in
 
 def finite(loss: Tensor, step: int) -> None:
     if not math.isfinite(float(loss.detach())):
-        raise SystemExit(f"step {step}: the loss is not finite")
+        raise RunError(f"step {step}: the loss is not finite; lower the rate, or look at the data")
 
 
 class Summaries:
@@ -129,11 +133,11 @@ class Summaries:
         summaries, scores, weights, self.folds = [], [], [], list[str]()
         for kind, weight in SCORED.items():
             for item in items[kind]:
-                for index in range(len(item[0]["views"])):
-                    summaries.append(summary(torch.from_numpy(read(item, index).astype(np.float32))[None])[0])
-                    scores.append(item[0]["score"])
+                for index in range(len(item.sample["views"])):
+                    summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
+                    scores.append(item.sample["score"])
                     weights.append(weight)
-                    self.folds.append(item[0]["fold"])
+                    self.folds.append(item.sample["fold"])
         self.summaries, self.scores, self.weights = torch.stack(summaries), torch.tensor(scores), torch.tensor(weights)
 
     def without(self, fold: str | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +147,7 @@ class Summaries:
 
 
 def learn_quality(
-    quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, args: argparse.Namespace
+    quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, rate: float, epochs: int
 ) -> None:
     """Regression on scores: the ridge at once, the networks by steps, each for itself."""
     quality.mean.copy_(summaries.mean(0))
@@ -154,13 +158,13 @@ def learn_quality(
         quality.ridge.weight.copy_(weight[None])
         quality.ridge.bias.copy_(bias[None])
     networks = quality.networks
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=args.rate, weight_decay=QUALITY_DECAY)
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, weight_decay=QUALITY_DECAY)
     networks.train()
-    steps, done = args.quality_epochs * (len(scores) // QUALITY_BATCH), 0
-    for epoch in range(args.quality_epochs):
+    steps, done = epochs * (len(scores) // QUALITY_BATCH), 0
+    for epoch in range(epochs):
         order = torch.randperm(len(scores))
         for some in order[: len(order) // QUALITY_BATCH * QUALITY_BATCH].view(-1, QUALITY_BATCH):
-            schedule(optimizer, args.rate, done, steps)
+            schedule(optimizer, rate, done, steps)
             loss = torch.zeros(())
             for network in networks:
                 loss = loss + (weights[some] * (network(inputs[some])[:, 0] - targets[some]) ** 2).mean()
@@ -170,9 +174,7 @@ def learn_quality(
             optimizer.step()
             done += 1
         if (epoch + 1) % 5 == 0:
-            print(
-                f"quality {epoch + 1}/{args.quality_epochs} loss {float(loss.detach()) / len(networks):.3f}", flush=True
-            )
+            print(f"quality {epoch + 1}/{epochs} loss {float(loss.detach()) / len(networks):.3f}", flush=True)
     quality.eval()
 
 
@@ -189,8 +191,8 @@ def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Ten
 @torch.inference_mode()
 def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
     quality.eval()
-    guess = [float(quality(torch.from_numpy(read(item, 0).astype(np.float32))[None])) for item in items]
-    truth = [item[0]["score"] for item in items]
+    guess = [float(quality(torch.from_numpy(item.read(0).astype(np.float32))[None])) for item in items]
+    truth = [item.sample["score"] for item in items]
     return {"dev_srcc": float(spearmanr(guess, truth)[0]), "dev_plcc": float(pearsonr(guess, truth)[0])}
 
 
@@ -201,9 +203,9 @@ def evaluate(eyes: Perception, items: list[Item]) -> dict[str, float]:
     views: dict[str, list[tuple[bool, float]]] = {"global": [], "crop": []}
     overlaps: dict[str, list[list[float]]] = {"global": [], "crop": []}
     for item in items:
-        for index, view in enumerate(item[0]["views"]):
-            cells = read(item, index).astype(np.float32)
-            truth = token_truth(*tokens_of(cells), Box(*view["box"]), damages(item[0]))
+        for index, view in enumerate(item.sample["views"]):
+            cells = item.read(index).astype(np.float32)
+            truth = token_truth(*tokens_of(cells), Box(*view["box"]), item.sample)
             damaged = bool((truth.kinds > 0).any())
             if not damaged and (truth.kinds != 0).any():
                 continue
@@ -233,38 +235,47 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both + 1e-9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--damage-steps", type=int, default=600)
-    parser.add_argument("--quality-epochs", type=int, default=15)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
-    samples = {kind: Samples(args.cache, kind) for kind in {*LESSONS, *SCORED}}
-    train, dev = ({kind: s.of(split) for kind, s in samples.items()} for split in ("train", "dev"))
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`cells`: of encode.py. Without `folds`, only the eyes that saw all: enough to aim with."""
+
+    cells: Path
+    out: Path
+    damage_steps: int = 600
+    quality_epochs: int = 15
+    rate: float = 1e-3
+    folds: bool = True
+    seed: int = 0
+    threads: int = 2
+
+
+def teach(config: Config) -> None:
+    """Eyes that are there already are not taught again: a stopped run goes on at the fold it was in, each of which
+    takes less than a few minutes."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    samples = {kind: items_of(config.cells, kind, CELL_CHANNELS, np.float16) for kind in {*LESSONS, *SCORED}}
+    train, dev = ({kind: of_split(s, split) for kind, s in samples.items()} for split in ("train", "dev"))
+    if not train["rated"] or not train["local"]:
+        raise RunError(f"{config.cells}: holds no rated or no local samples to learn from; make them (encode.py)")
     started = time.monotonic()
-    summaries = Summaries(train) if args.quality_epochs else None
-    for fold in (*samples["local"].folds(), None):
-        torch.manual_seed(args.seed)
+    left_out = (*(folds(samples["local"]) if config.folds else ()), None)
+    todo = [fold for fold in left_out if not eyes_file(config.out, fold).exists()]
+    summaries = Summaries(train) if config.quality_epochs and todo else None
+    for fold in todo:
+        seeded(config.seed)
         eyes = Perception()
-        seen = {kind: [item for item in train[kind] if item[0]["fold"] != fold] for kind in LESSONS}
-        tokens = Tokens(seen, np.random.default_rng(args.seed))
+        seen = {kind: [item for item in train[kind] if item.sample["fold"] != fold] for kind in LESSONS}
+        tokens = Tokens(seen, np.random.default_rng(config.seed))
         spent = f"{time.monotonic() - started:.0f} s"
         print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
-        learn_damage(eyes.damage, tokens, args.damage_steps, args.rate)
+        learn_damage(eyes.damage, tokens, config.damage_steps, config.rate)
         del tokens
         if summaries:
-            learn_quality(eyes.quality, *summaries.without(fold), args)
-        torch.save({"eyes": eyes.state_dict()}, eyes_file(args.out, fold))
+            learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs)
+        save(eyes_file(config.out, fold), {"eyes": eyes.state_dict()})
+    eyes = Perception()
+    eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"]) | ranked(eyes.quality, dev["rated"])
-    (args.out / "metrics.json").write_text(json.dumps(result) + "\n")
+    (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()

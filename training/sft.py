@@ -1,19 +1,14 @@
-"""Supervised training of nano's decoder on what its eyes made of every view.
-
-    python training/sft.py --looked LOOKED --eyes RUN/eyes.pt --out RUN [--steps 650] [--seed 0] [--resume]
+"""Stage 2, supervised training of nano's decoder on what its eyes made of every view. Run by train.py.
 
 The eyes (perceive.py) stay as they are, so a step costs only the projector and the decoder. The first steps are a
 drill: to say what the eyes propose. Every later one sees rated photos (their score), patched and whole-damaged ones,
 probing conversations over big photos, and a little of the drill. Score and coordinate tokens get soft labels (a
-Gaussian around the truth), and the expected score a squared error besides. Weights are averaged (EMA); metrics go to
-RUN/metrics.jsonl, the last state to RUN/last.pt.
+Gaussian around the truth), and the expected score a squared error besides. Weights are averaged (EMA).
 """
 
-import argparse
-import json
+import dataclasses
 import math
-import os
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +20,9 @@ from look import LOOKED, SEEN_CHANNELS, unpacked
 from nano import Nano, config, write_numbers
 from narrator import Example, Narrator, Speller
 from numpy.typing import NDArray
-from samples import Item, Samples
+from runs import Run, RunError, cosine, save, seeded
 from scipy.stats import pearsonr, spearmanr
+from stores import Item, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
 from visual import described
@@ -38,6 +34,7 @@ EMA_DECAY: Final = 0.995
 SHORT: Final = LOOKED[:3]  # kinds with one view a photo, mostly
 LENGTH_STEP: Final = 64
 REVIEW_PART: Final = 4  # of the conversations of a batch of lessons, as many as one in this are drilled besides
+WARM_STEPS: Final = 60
 CHUNKS: Final = 2  # micro-batches of examples of like length
 
 
@@ -194,118 +191,122 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
     }
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Atomic: a kill in the middle leaves the previous checkpoint."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with; `batch`: conversations of a step, by
+    kind of sample."""
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--looked", type=Path, required=True, help="the output of look.py")
-    parser.add_argument("--eyes", type=Path, required=True, help="the checkpoint of perceive.py it was made with")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=650)
-    parser.add_argument("--drill-steps", type=int, default=300, help="of --steps")
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--decay", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=50, help="steps between evaluations and checkpoints")
-    parser.add_argument(
-        "--batch", type=int, nargs=5, default=(24, 4, 4, 4, 12), metavar=tuple(k.upper() for k in LOOKED)
+    looked: Path
+    eyes: Path
+    out: Path
+    encoder: Path | None = None
+    steps: int = 650
+    drill_steps: int = 300
+    rate: float = 1.5e-3
+    decay: float = 0.1
+    every: int = 50
+    patience: int = 0
+    batch: dict[str, int] = field(
+        default_factory=lambda: {"rated": 24, "patched": 4, "whole": 4, "local": 4, "aimed": 12}
     )
-    parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    tokenizer = words.build()
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.batch) - set(LOOKED):
+            raise ValueError(f"batch: there is no kind of sample {sorted(unknown)[0]!r}; they are {', '.join(LOOKED)}")
+        if not 0 <= self.drill_steps <= self.steps:
+            raise ValueError("drill_steps must be 0 to steps")
+
+
+def fresh(tokenizer: Any, encoder: Path | None, eyes: Path) -> Nano:
+    """A nano whose vision side is taught and whose decoder is not."""
     model = Nano(config(tokenizer))
-    samples = {kind: Samples(args.looked, kind, SEEN_CHANNELS) for kind in LOOKED}
-    train = {kind: samples[kind].of("train") for kind in LOOKED}
-    dev = {kind: samples[kind].of("dev") for kind in LOOKED}
     visual = model.model.visual
-    visual.encoder.load_state_dict(CellEncoder.pretrained().state_dict())
-    visual.perception.load_state_dict(torch.load(args.eyes, weights_only=True)["eyes"])
+    visual.encoder.load_state_dict(CellEncoder.tuned(encoder).state_dict())
+    visual.perception.load_state_dict(torch.load(eyes, weights_only=True)["eyes"])
     visual.encoder.requires_grad_(False)
     visual.perception.requires_grad_(False)
+    write_numbers(model, tokenizer)
+    return model
+
+
+def start_of(checkpoint: Path, tokenizer: Any) -> Nano:
+    """The model of a checkpoint of any stage."""
+    model = Nano(config(tokenizer))
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    return model
+
+
+def teach(settings: Config) -> None:
+    """Writes OUT/stepN.pt at every evaluation, and OUT/best.pt where rated photos rank best."""
+    torch.set_num_threads(settings.threads)
+    rng = seeded(settings.seed)
+    tokenizer = words.build()
+    samples = {kind: items_of(settings.looked, kind, SEEN_CHANNELS, np.float16) for kind in LOOKED}
+    train, dev = ({kind: of_split(all_, split) for kind, all_ in samples.items()} for split in ("train", "dev"))
+    if not train["rated"]:
+        raise RunError(f"{settings.looked}: holds no rated sample to learn from; make them (look.py)")
+    model = fresh(tokenizer, settings.encoder, settings.eyes)
     speller = Speller(tokenizer)
     narrator = Narrator(Speller(tokenizer, rng), rng)
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
     weights = [p for p in model.parameters() if p.requires_grad]
-    write_numbers(model, tokenizer)
-    optimizers = optimizers_of(model, args.rate, args.decay)
+    optimizers = optimizers_of(model, settings.rate, settings.decay)
     learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     average = {k: v.clone() for k, v in model.state_dict().items() if k in learned}
-    first = 0
-    if args.resume and (args.out / "last.pt").exists():
-        state = torch.load(args.out / "last.pt", weights_only=False)
+    best, stale = -math.inf, 0
+    run = Run(settings.out, dataclasses.asdict(settings), settings.steps)
+    if state := run.resumed():
         model.load_state_dict(state["model"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        average, first = state["average"], state["step"]
+        average, best, stale = state["average"], state["best"], state["stale"]
         rng.bit_generator.state = state["rng"]
-    print(
-        f"{sum(p.numel() for p in weights) / 1e6:.2f} M trained weights; { ({k: len(v) for k, v in train.items()}) }",
-        flush=True,
-    )
-    metrics = (args.out / "metrics.jsonl").open("a")
-    started, smooth = time.monotonic(), dict[str, float]()
+    print(f"{sum(p.numel() for p in weights) / 1e6:.2f} M weights are taught", flush=True)
     model.train()
-    for step in range(first, args.steps):
-        warm, along = min(1.0, (step + 1) / 60), step / args.steps
+    for step in run:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = args.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * along)))
+            group["lr"] = settings.rate * cosine(step, settings.steps, WARM_STEPS)
         # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
-        for part in ("drill",) if step < args.drill_steps else ("short", "long", "review"):
-            examples = lessons(part, narrator, train, rng, dict(zip(LOOKED, args.batch, strict=True)))
+        for part in ("drill",) if step < settings.drill_steps else ("short", "long", "review"):
+            examples = lessons(part, narrator, train, rng, settings.batch)
             for chunk in range(CHUNKS):
                 some = examples[len(examples) * chunk // CHUNKS : len(examples) * (chunk + 1) // CHUNKS]
+                if not some:
+                    continue
                 loss, parts = trainer.loss(some)
-                if not math.isfinite(parts["loss"]):
-                    raise SystemExit(
-                        f"step {step}: the loss is not finite; the last good state is {args.out / 'last.pt'}"
-                    )
+                run.note(**{f"{part}_{name}": value for name, value in parts.items()})
                 (loss * len(some) / len(examples)).backward()
-                for name, value in parts.items():
-                    key = f"{part}_{name}"
-                    smooth[key] = 0.97 * smooth.get(key, value) + 0.03 * value
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         ema_update(average, model, min(EMA_DECAY, (step + 1) / (step + 20)))
-        if (step + 1) % 20 == 0:
-            spent = time.monotonic() - started
-            eta = spent / (step + 1 - first) * (args.steps - step - 1)
-            print(
-                f"step {step + 1}/{args.steps} eta {eta / 60:.0f} min "
-                + " ".join(f"{k} {v:.3f}" for k, v in smooth.items()),
-                flush=True,
-            )
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+        if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
             live = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average, strict=False)
             result = evaluate(trainer, Narrator(speller, np.random.default_rng(7)), dev)
-            save(args.out / f"step{step + 1}.pt", {"model": model.state_dict(), "step": step + 1, "result": result})
+            run.log(**result)
+            kept = {"model": model.state_dict(), "step": step + 1, "result": result}
+            save(settings.out / f"step{step + 1}.pt", kept)
+            if step >= settings.drill_steps:
+                stale = 0 if result["dev_srcc"] > best else stale + 1
+                if result["dev_srcc"] > best:
+                    best = result["dev_srcc"]
+                    save(settings.out / "best.pt", kept)
             model.load_state_dict(live)
-            save(
-                args.out / "last.pt",
+        if run.due:
+            run.keep(
                 {
-                    "model": live,
+                    "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average,
-                    "step": step + 1,
+                    "best": best,
+                    "stale": stale,
                     "rng": rng.bit_generator.state,
-                },
+                }
             )
-            metrics.write(json.dumps({"step": step + 1, **result, **smooth}) + "\n")
-            metrics.flush()
-            print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        if settings.patience and stale >= settings.patience:
+            print(f"step {step + 1}: no better for {settings.patience} evaluations; stopped", flush=True)
+            break

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from damage import CLEAN_SCORE
+from defects import CLEAN_SCORE
 from degradations import BANK
 from importance import Importance
 from inject import Region, inject
@@ -111,7 +111,7 @@ def clean_photos(folder: Path) -> list[Source]:
     return sources
 
 
-def _choose(shares: dict[Any, float], rng: np.random.Generator) -> Any:
+def choose(shares: dict[Any, float], rng: np.random.Generator) -> Any:
     names = list(shares)
     weights = np.array([shares[name] for name in names])
     return names[int(rng.choice(len(names), p=weights / weights.sum()))]
@@ -163,7 +163,7 @@ def scene(job: Job, number: int) -> tuple[Pixels, Pixels, Row]:
     rng = np.random.default_rng([job.seed, number])
     known: Row = {"seed": [job.seed, number], "score_version": VERSION}
     shares = RATED_SHARES if job.rated else {}
-    rated = _choose({**shares, "": 1 - sum(shares.values())}, rng)
+    rated = choose({**shares, "": 1 - sum(shares.values())}, rng)
     if rated:
         pixels, names, base, split = _rated_scene(job.rated, rated, rng)
         known |= {"source": names, "split": split, "scene": rated, "regions": None, "score": round(base, 4)}
@@ -173,15 +173,15 @@ def scene(job: Job, number: int) -> tuple[Pixels, Pixels, Row]:
         return _importance_map(job.importance, photo)
 
     damaged = rng.random() < DAMAGED_SHARE
-    name = _choose(DAMAGED_SCENES if damaged else SCENES, rng)
+    name = choose(DAMAGED_SCENES if damaged else SCENES, rng)
     drawn = [job.sources[int(i)] for i in rng.integers(0, len(job.sources), DRAWN_FOR_SMOOTH if name == SMOOTH else 1)]
     source = min(drawn, key=lambda s: texture_of(_decoded(s.path))) if len(drawn) > 1 else drawn[0]
     clean = NEGATIVES[name](varied(_decoded(source.path), rng), importance, rng)
     pixels, regions = clean.copy(), list[Region]()
     if damaged:
         map_ = importance(clean)
-        for _ in range(_choose(REGIONS, rng)):
-            kind = _choose({name: 1.0 if each.detail else LARGE_WEIGHT for name, each in BANK.items()}, rng)
+        for _ in range(choose(REGIONS, rng)):
+            kind = choose({name: 1.0 if each.detail else LARGE_WEIGHT for name, each in BANK.items()}, rng)
             region = inject(pixels, kind, int(rng.integers(1, 6)), map_, regions, rng)
             regions += [region] if region else []
     known |= {

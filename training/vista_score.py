@@ -46,7 +46,12 @@ def window_around(box: tuple[int, int, int, int], width: int, height: int) -> tu
 def cost(likeness_: float, importance: float, area_share: float) -> float:
     """Of one region, 0..1. `importance` 0..1; `area_share`: its box's area over the photo's."""
     severity = float(np.clip((LOSSLESS - likeness_) / 100, 0, 1))
-    return severity**0.7 * (0.45 + 0.55 * importance) * (0.4 + 0.6 * min(1.0, area_share / 0.08) ** 0.5)
+    return severity**0.7 * (0.45 + 0.55 * importance) * size_factor(area_share)
+
+
+def size_factor(area_share: float) -> float:
+    """How much of a cost a region of that share of the photo's area has, 0.4..1."""
+    return 0.4 + 0.6 * min(1.0, area_share / 0.08) ** 0.5
 
 
 def score(base: float, costs: Iterable[float]) -> float:

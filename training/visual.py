@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from cells import CELL_CHANNELS, CellEncoder
-from damage import KINDS
+from defects import KINDS
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,23 +39,27 @@ LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangl
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 KIND_OUTPUTS: Final = 1 + len(KINDS)  # 0: clean
 LEVELS: Final = len(DEFECT_LEVELS)
-DAMAGE_OUTPUTS: Final = KIND_OUTPUTS + len(KINDS) * LEVELS  # a level of each kind, for strong blur is not strong noise
+# A level of each kind, for strong blur is not strong noise; and what it costs the photo, whatever its kind.
+DAMAGE_OUTPUTS: Final = KIND_OUTPUTS + len(KINDS) * LEVELS + 1
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 20.0  # summed log odds
-# Numbers that are dealt out over the tokens: each proposal's box, strength and level, and the view's score.
-SLOTS: Final = 6 * PROPOSALS + 1
-READING: Final = KIND_OUTPUTS + LEVELS + 1 + SLOTS + NUMBER_BINS
-PROPOSAL_READING: Final = 6 * NUMBER_BINS + KIND_OUTPUTS + LEVELS
+# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the view's score.
+PROPOSAL_NUMBERS: Final = 7
+SLOTS: Final = PROPOSAL_NUMBERS * PROPOSALS + 1
+READING: Final = KIND_OUTPUTS + LEVELS + 2 + SLOTS + NUMBER_BINS
+PROPOSAL_READING: Final = PROPOSAL_NUMBERS * NUMBER_BINS + KIND_OUTPUTS + LEVELS
 VIEW_READING: Final = PROPOSALS * PROPOSAL_READING + NUMBER_BINS
 
 
 class Evidence(NamedTuple):
     """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, KIND_OUTPUTS) logits, 0 clean;
-    `levels`: (rows, cols, LEVELS) logits; `score`: (1,), 1..5. For a batch of views of one size, each has one more axis
-    in front."""
+    `levels`: (rows, cols, LEVELS) logits; `severity`: (rows, cols, 1) 0..1, what a defect there costs the photo, less
+    its size (samples.severity); `score`: (1,), 1..5. For a batch of views of one size, each has one more axis in front.
+    """
 
     kinds: Tensor
     levels: Tensor
+    severity: Tensor
     score: Tensor
 
     def log_odds(self) -> Tensor:
@@ -65,13 +69,14 @@ class Evidence(NamedTuple):
 
 class Proposals(NamedTuple):
     """The most suspicious places of a view. `boxes`: (PROPOSALS, 4) x1, y1, x2, y2, 0..1 of the view; `strengths`:
-    (PROPOSALS,) summed log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside, those of levels weighted
-    by how damaged each token is: a clean one knows no level."""
+    (PROPOSALS,) summed log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside, `severities`:
+    (PROPOSALS, 1); levels and severities weighted by how damaged each token is: a clean one knows neither."""
 
     boxes: Tensor
     strengths: Tensor
     kinds: Tensor
     levels: Tensor
+    severities: Tensor
 
     @property
     def level(self) -> Tensor:
@@ -81,7 +86,7 @@ class Proposals(NamedTuple):
 
 
 class Damage(nn.Module):
-    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds and levels of each token."""
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds, levels and severity of each token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,20 +121,25 @@ class Damage(nn.Module):
         return self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
 
     @staticmethod
-    def apart(outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., KIND_OUTPUTS) logits, and of the levels of each kind, (..., kinds, LEVELS)."""
-        return outputs[..., :KIND_OUTPUTS], outputs[..., KIND_OUTPUTS:].unflatten(-1, (len(KINDS), LEVELS))
+    def apart(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., KIND_OUTPUTS) logits, of the levels of each kind, (..., kinds, LEVELS), and of severity, (..., 1)."""
+        levels = outputs[..., KIND_OUTPUTS:-1].unflatten(-1, (len(KINDS), LEVELS))
+        return outputs[..., :KIND_OUTPUTS], levels, outputs[..., -1:]
 
-    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def branches(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of both for each token of views, (views, rows, cols, DAMAGE_OUTPUTS)."""
         views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
         mean = cells.mean((1, 2), keepdim=True)
         spread = torch.sqrt(((cells - mean) ** 2).mean((1, 2), keepdim=True))
         tokens = cells.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((2, 4))
         ones = torch.ones_like(tokens[..., :1])
-        one, other = self.read(*self.normalised(tokens, mean, spread), ones * ones.sum((1, 2), keepdim=True))
-        kinds, levels = self.apart((one + other) / 2)
+        return self.read(*self.normalised(tokens, mean, spread), ones * ones.sum((1, 2), keepdim=True))
+
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one, other = self.branches(cells)
+        kinds, levels, severity = self.apart((one + other) / 2)
         shares = kinds[..., 1:].softmax(-1)[..., None]
-        return kinds, torch.log((shares * levels.softmax(-1)).sum(-2) + LEAST_DAMAGE)
+        return kinds, torch.log((shares * levels.softmax(-1)).sum(-2) + LEAST_DAMAGE), severity.sigmoid()
 
 
 class Quality(nn.Module):
@@ -187,8 +197,7 @@ class Perception(nn.Module):
         self.damage, self.quality = Damage(), Quality()
 
     def forward(self, cells: Tensor) -> Evidence:
-        kinds, levels = self.damage(cells)
-        return Evidence(kinds, levels, self.quality(cells))
+        return Evidence(*self.damage(cells), self.quality(cells))
 
 
 def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
@@ -236,11 +245,11 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kinds[..., :1]
     odds = (evidence.log_odds() / CLIP).clamp(-1, 1)[..., None]
-    own = torch.cat((kinds, damaged * levels, odds), -1).flatten(0, 1)
+    own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
     found = proposals(evidence)
     strength = torch.tanh(found.strengths.clamp(min=0) / STRENGTH_UNIT)
     score = ((evidence.score - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
-    places = torch.cat((found.boxes, strength[:, None], found.level[:, None]), 1)
+    places = torch.cat((found.boxes, strength[:, None], found.level[:, None], found.severities), 1)
     numbers = bumps(torch.cat((places.flatten(), score)), NUMBER_BINS)
     slots = torch.arange(SLOTS, device=own.device)
     slot = torch.remainder(torch.arange(own.shape[0], device=own.device), SLOTS)
@@ -266,7 +275,7 @@ def proposals(evidence: Evidence) -> Proposals:
     y, x = (torch.arange(side + 1, device=device) for side in (rows, cols))
     high, wide = y[-1] + 1, x[-1] + 1  # tensors, because the exporter takes no symbolic numbers where they are used
     valid = (y[:, None] < y)[:, :, None, None] & (x[:, None] < x)
-    boxes, strengths, kinds, levels = [], [], [], []
+    boxes, strengths, kinds, levels, severities = [], [], [], [], []
     kind, level = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kind[..., 0]
     for _ in range(PROPOSALS):
@@ -284,8 +293,9 @@ def proposals(evidence: Evidence) -> Proposals:
         strengths.append(strength)
         kinds.append((kind * share).sum((0, 1)))
         levels.append((level * weight).sum((0, 1)))
+        severities.append((evidence.severity * weight).sum((0, 1)))
         odds = torch.where(inside, LEAST, odds)
-    return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels)))
+    return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels, severities)))
 
 
 class NanoVisual(nn.Module):
@@ -302,20 +312,24 @@ class NanoVisual(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.projector.from_reading.weight.dtype
 
-    def image_tokens(self, pixels: Tensor) -> Tensor:
-        """(1, 3, h, w) normalised pixels -> (h/64 * w/64, hidden), raster order."""
-        evidence = self.perception(self.encoder(pixels)[None])
+    def image_tokens(self, pixels: Tensor, survey: Tensor) -> Tensor:
+        """(1, 3, h, w) normalised pixels and the survey (1, rows, cols, 8) of what they show -> (h/64 * w/64, hidden),
+        raster order."""
+        evidence = self.perception(self.encoder(pixels, survey))
         tokens: Tensor = self.projector(*described(Evidence(*(part[0] for part in evidence))))
         return tokens
 
-    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Qwen's call. `hidden_states`: all patches, (n, 3*16*16), in merge-block order; `grid_thw`: (images, 3)."""
+    def forward(
+        self, hidden_states: Tensor, grid_thw: Tensor, *, surveys: Sequence[Tensor], **_: Any
+    ) -> BaseModelOutputWithPooling:
+        """Qwen's call, with a survey an image besides. `hidden_states`: all patches, (n, 3*16*16), in merge-block
+        order; `grid_thw`: (images, 3); `surveys`: (1, rows, cols, 8) each."""
         views, start = [], 0
-        for _, rows, cols in grid_thw.tolist():
+        for (_, rows, cols), survey in zip(grid_thw.tolist(), surveys, strict=True):
             patches = hidden_states[start : start + rows * cols]
             start += rows * cols
             x = patches.reshape(rows // MERGE, cols // MERGE, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
             x = x.permute(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * PATCH_PX, cols * PATCH_PX)
-            views.append(self.image_tokens(x))
+            views.append(self.image_tokens(x, survey))
         tokens = torch.cat(views)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)

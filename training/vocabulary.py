@@ -3,7 +3,7 @@ BPE for the words of the prompt."""
 
 from typing import Final
 
-from damage import ATTRIBUTES, KINDS
+from defects import ATTRIBUTES, KINDS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qcheck import prompt

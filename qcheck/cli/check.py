@@ -29,6 +29,10 @@ BudgetMs = Annotated[
     float | None,
     typer.Option(metavar="MS", min=1, help="Stop zooming after this many milliseconds; results may then vary."),
 ]
+Rollouts = Annotated[
+    int,
+    typer.Option(metavar="K", min=0, max=64, help="Also report mean and spread of the score over K sampled runs."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON array, a record a line.")]
 AsJsonl = Annotated[bool, typer.Option("--jsonl", help="Print JSON Lines: one record a line.")]
 FailUnder = Annotated[
@@ -55,6 +59,7 @@ def check(
     files: Files,
     max_probes: MaxProbes = 3,
     budget_ms: BudgetMs = None,
+    rollouts: Rollouts = 0,
     as_json: AsJson = False,
     as_jsonl: AsJsonl = False,
     fail_under: FailUnder = None,
@@ -76,7 +81,7 @@ def check(
 
     if as_json and as_jsonl:
         raise UsageError("--json and --jsonl exclude each other; give one")
-    limits = Limits(max_probes=max_probes, budget_ms=budget_ms)
+    limits = Limits(max_probes=max_probes, budget_ms=budget_ms, rollouts=rollouts)
     checker = Checker.open(
         model,
         limits=limits,

@@ -1,20 +1,16 @@
-"""The PyTorch side of the parity gate: transformers' own Qwen2.5-VL forward behind the runtime's Backend protocol."""
+"""A model in PyTorch behind the runtime's Backend protocol, by transformers' own Qwen2.5-VL forward: for the parity
+gate, and for rollouts of a model that is being taught."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nano import Nano
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from qcheck.cache import KVCache
 from qcheck.verdict import EngineInfo
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
-
-from nano import Nano
 
 
 class TorchBackend:
@@ -30,16 +26,20 @@ class TorchBackend:
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        assert survey is None, "nano takes none"
-        tokens: NDArray[np.float32] = self.model.model.visual.image_tokens(torch.from_numpy(pixels)).numpy()
+        assert survey is not None
+        seen = self.model.model.visual.image_tokens(torch.from_numpy(pixels), torch.from_numpy(survey))
+        tokens: NDArray[np.float32] = seen.numpy()
         return tokens
 
     @torch.inference_mode()
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
+        past = cache.buffers["cache"]
+        if (beyond := past.get_seq_length() - cache.length) > 0:  # it was rewound
+            past.crop(-beyond)
         out = self.model.model.language_model(
             inputs_embeds=torch.from_numpy(embeds),
             position_ids=torch.from_numpy(np.ascontiguousarray(positions)),
-            past_key_values=cache.buffers["cache"],
+            past_key_values=past,
             use_cache=True,
         )
         cache.advance(embeds.shape[1])

@@ -1,0 +1,90 @@
+"""Reads every rendered view with an encoder once: cells on disk, so that later lessons never wait for a convolution.
+
+    python training/encode.py --views VIEWS --out CELLS [--encoder RUN/encoder.pt] [--kinds local ...]
+
+Without --encoder: MobileNetV2 as it learned ImageNet. Writes CELLS/encoder.onnx and a store of cells for each of views.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from cells import CELL_CHANNELS, IMAGENET_MEAN, IMAGENET_STD, CellEncoder, export_encoder
+from numpy.typing import NDArray
+from render import RENDERED
+from stores import Item, Store, SurveyStore, ViewStore
+
+from qcheck import survey
+from qcheck.tiles import Box
+
+MEAN = np.array(IMAGENET_MEAN, np.float32)[:, None, None]
+STD = np.array(IMAGENET_STD, np.float32)[:, None, None]
+
+
+class CellStore(Store):
+    """Cells of views, fp16."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        super().__init__(directory, name, CELL_CHANNELS, np.float16)
+
+
+class Look:
+    """Turns views into cells."""
+
+    def __init__(self, encoder: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        # ONNX Runtime, because it is twice as fast here as eager PyTorch and is what the shipped model runs on.
+        self.session = onnxruntime.InferenceSession(str(encoder), options, providers=["CPUExecutionProvider"])
+
+    def cells(self, shown: NDArray[np.uint8], map_: NDArray[np.float32]) -> NDArray[np.float16]:
+        """Of a view (h, w, 3) and the survey (1, rows, cols, 8) of what it shows: (h/32, w/32, CELL_CHANNELS)."""
+        pixels = ((shown.transpose(2, 0, 1).astype(np.float32) / 255 - MEAN) / STD)[None]
+        cells: NDArray[np.float32] = self.session.run(None, {"pixels": pixels, "survey": map_})[0]
+        return cells[0].astype(np.float16)
+
+
+def views_of(item: Item, surveys: Item, look: Look) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
+    photos, map_ = 0, None
+    for index, view in enumerate(item.sample["views"]):
+        if view["role"] == "global":  # of another photo than the view before
+            map_, photos = surveys.read(photos), photos + 1
+        assert map_ is not None
+        about = {key: value for key, value in view.items() if key not in {"offset", "rows", "cols"}}
+        yield about, look.cells(item.read(index), survey.under(map_, Box(*view["box"])))
+
+
+def work(name: str, args: argparse.Namespace) -> None:
+    look, started = Look(args.out / "encoder.onnx"), time.monotonic()
+    views, surveys = ViewStore(args.views, name), SurveyStore(args.views, f"survey-{name}")
+    writer, data, maps = CellStore(args.out, name).writer(), views.data(), surveys.data()
+    for done, (sample, known) in enumerate(zip(views.samples(), surveys.samples(), strict=True), 1):
+        kept = {key: value for key, value in sample.items() if key != "views"}
+        writer.add(kept, views_of(Item(sample, data), Item(known, maps), look))
+        if done % 100 == 0:
+            print(f"{name} {done}, {time.monotonic() - started:.0f} s", flush=True)
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=RENDERED, default=RENDERED)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    export_encoder(CellEncoder.tuned(args.encoder), args.out / "encoder.onnx")
+    names = [index.stem for kind in args.kinds for index in sorted(args.views.glob(f"{kind}-*.jsonl"))]
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        pool.starmap(work, [(name, args) for name in names], chunksize=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What a policy is asked to judge: photos with what is known of them."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from defects import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE
+from photos import rated_photos
+from vista import rows_of
+from vista_score import score as score_after
+
+AUTHENTIC: Final = "authentic"
+SYNTHETIC: Final = "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A photo. `domain`: scores are comparable within one only; `attributes`: those that are known; `boxes`: of its
+    defects, x1, y1, x2, y2 in its pixels; None where nobody knows."""
+
+    path: Path
+    score: float
+    domain: str
+    attributes: dict[str, float]
+    boxes: tuple[tuple[int, int, int, int], ...] | None
+    source: str
+
+
+def rated_tasks(folder: Path, split: str) -> list[Task]:
+    """Rated photos. A `mos.csv` may have a column for any attribute, 0..1 as the mos is."""
+    extra: dict[str, dict[str, float]] = {}
+    with (folder / "mos.csv").open(newline="") as table:
+        for row in csv.DictReader(table):
+            extra[row["filename"]] = {name: 1 + 4 * float(row[name]) for name in ATTRIBUTES if row.get(name)}
+    photos = [p for p in rated_photos(folder) if p.split == split]
+    return [Task(p.path, p.score, AUTHENTIC, extra[p.path.name], None, p.path.name) for p in photos]
+
+
+def vista_tasks(root: Path, split: str, small: bool) -> list[Task]:
+    """Images of a set of vista.py whose defects are known; `small`: their copies of 512 px."""
+    tasks = []
+    for row in rows_of(root):
+        if row["split"] != split or row["regions"] is None or (small and not row["small"]):
+            continue
+        image = row["small"] if small else row
+        scale = image["width"] / row["width"]
+        boxes = tuple(_scaled(region["box"], scale) for region in row["regions"])
+        tasks.append(
+            Task(root / image["image"], row["score"], SYNTHETIC, attributes_of(row), boxes, str(row["source"]))
+        )
+    return tasks
+
+
+def _scaled(box: Sequence[int], scale: float) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = (round(c * scale) for c in box)
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+def attributes_of(row: dict[str, Any]) -> dict[str, float]:
+    """Each attribute's score: what the photo would have with the defects of that attribute alone."""
+    return {
+        name: score_after(CLEAN_SCORE, [r["cost"] for r in row["regions"] if ATTRIBUTE_OF[r["kind"]] == name])
+        for name in ATTRIBUTES
+    }
+
+
+def batch(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
+    """`count` tasks, with no domain that has only one: it could not be ranked."""
+    by_domain: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_domain.setdefault(task.domain, []).append(task)
+    usable = {name: members for name, members in by_domain.items() if len(members) > 1}
+    if not usable or count < 2:
+        raise ValueError("a batch needs two photos of one domain: they are ranked against each other")
+    sizes = np.array([len(members) for members in usable.values()], float)
+    counts = rng.multinomial(count, sizes / sizes.sum())
+    while 1 in counts:  # a lone one changes places with one of the largest domain
+        alone, most = int(np.flatnonzero(counts == 1)[0]), int(counts.argmax())
+        if alone == most:
+            raise ValueError("a batch needs two photos of one domain: they are ranked against each other")
+        counts[alone], counts[most] = 0, counts[most] + 1
+    return [
+        members[int(i)]
+        for members, n in zip(usable.values(), counts, strict=True)
+        for i in rng.choice(len(members), min(int(n), len(members)), replace=False)
+    ]

@@ -1,0 +1,161 @@
+"""Trains nano, stage by stage.
+
+    python training/train.py STAGE --config FILE [--restart]
+
+| stage | what it does | config |
+|---|---|---|
+| perceive | stage 0: the convolutions, then the eyes that read them (supervised) | configs/perceive.toml |
+| sft | stage 2: conversations that look, find and judge (supervised) | configs/sft.toml |
+| rank | stage 1: GRPO, photos ranked at one look | configs/rank.toml |
+| refine | stage 3: GRPO with real crops, decoupled rewards | configs/refine.toml |
+
+Configs are TOML; an unknown key is an error. A stopped run goes on when the same command is given again, from a state
+that is less than a minute old, and ends as it would have.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpo
+import numpy as np
+import perceive
+import sft
+import torch
+import tune
+import vocabulary as words
+from config import ConfigError, flat, read
+from narrator import Speller
+from rollouts import RecordingEngine
+from runs import Run, RunError, save, seeded
+from tasks import Task, rated_tasks, vista_tasks
+from vista import SetError
+
+from qcheck.errors import QcheckError
+
+
+@dataclass(frozen=True, slots=True)
+class PerceiveConfig:
+    """Stage 0. `views`: of render.py; `cells`: of encode.py, which lies between its two parts."""
+
+    encoder: tune.Config | None = None
+    eyes: perceive.Config | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder is None and self.eyes is None:
+            raise ValueError("give [encoder], [eyes] or both")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """Stages 1 and 3. `start`: a checkpoint of the stage before; `rated`: a folder with mos.csv and images/; `vista`: a
+    set of vista.py, of which `small` takes the copies of 512 px; `dev_photos`: at most, of each, to choose by."""
+
+    out: Path
+    start: Path
+    policy: grpo.Settings
+    rated: Path | None = None
+    vista: Path | None = None
+    small: bool = True
+    steps: int = 200
+    every: int = 50
+    patience: int = 0
+    dev_photos: int = 80
+    seed: int = 0
+    threads: int = 2
+    learned: tuple[str, ...] = field(default=("language_model", "projector"))
+
+    def __post_init__(self) -> None:
+        if self.rated is None and self.vista is None:
+            raise ValueError("give rated, vista or both")
+        if self.steps < 1 or self.every < 1:
+            raise ValueError("steps and every must be 1 or more")
+
+
+def tasks_of(config: PolicyConfig, split: str) -> list[Task]:
+    found: list[Task] = []
+    if config.rated is not None:
+        found += rated_tasks(config.rated, split)
+    if config.vista is not None:
+        found += vista_tasks(config.vista, split, config.small)
+    missing = next((task.path for task in found if not task.path.is_file()), None)
+    if missing is not None:
+        raise RunError(f"{missing}: is named in the data and missing; add it or take its row out")
+    return found
+
+
+def reinforce(config: PolicyConfig) -> None:
+    """GRPO from a checkpoint; writes OUT/best.pt, which the next stage and export_nano.py take."""
+    torch.set_num_threads(config.threads)
+    rng = seeded(config.seed)
+    tokenizer = words.build()
+    model = sft.start_of(config.start, tokenizer)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in config.learned))
+    speller = Speller(tokenizer)
+    trainer = sft.Trainer(model, sft.Targets(tokenizer), speller.image_id)
+    policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer), speller)
+    train_tasks, dev_tasks = tasks_of(config, "train"), tasks_of(config, "dev")
+    kept = [dev_tasks[i] for i in sorted({round(i) for i in np.linspace(0, len(dev_tasks) - 1, config.dev_photos)})]
+
+    run = Run(config.out, flat(config), config.steps)
+
+    def save_best(figures: dict[str, float]) -> None:
+        save(config.out / "best.pt", {"model": model.state_dict(), "step": run.step + 1, "result": figures})
+
+    grpo.train(policy, run, config.policy, train_tasks, kept, rng, config.every, config.patience, save_best)
+
+
+def perceive_all(config: PerceiveConfig) -> None:
+    if config.encoder is not None:
+        tune.tune(config.encoder)
+    if config.eyes is not None:
+        perceive.teach(config.eyes)
+
+
+STAGES: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
+    "perceive": (PerceiveConfig, perceive_all),
+    "sft": (sft.Config, sft.teach),
+    "rank": (PolicyConfig, reinforce),
+    "refine": (PolicyConfig, reinforce),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument(
+        "--restart", action="store_true", help="from the beginning; what is in the run's folder is lost"
+    )
+    args = parser.parse_args(arguments)
+    kind, stage = STAGES[args.stage]
+    try:
+        config = read(args.config, kind)
+        if args.restart:
+            for out in outs_of(config):
+                shutil.rmtree(out, ignore_errors=True)
+        stage(config)
+    except (ConfigError, RunError, SetError, QcheckError, ValueError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train.py: {error.filename or 'a file'}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def outs_of(config: Any) -> list[Path]:
+    parts = [config.encoder, config.eyes] if isinstance(config, PerceiveConfig) else [config]
+    return [part.out for part in parts if part is not None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
