@@ -110,7 +110,7 @@ def parity_rows(checkpoint: Path | None, photos: list[Rated], big: Path | None, 
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(checkpoint, card, Path(folder) / "fp32", "fp32")
         onnx = Engine.open(bundle)
-    model, tokenizer = load(checkpoint)
+    model, tokenizer, _ = load(checkpoint)
     ours = TracingBackend(onnx.backend)
     onnx.backend = ours
     reference = TorchBackend(model, onnx.contract.decoder.max_tokens)

@@ -62,22 +62,22 @@ def tokenizer() -> Any:
 
 def plain_contract(**changes: Any) -> Contract:
     """A contract with nano's vocabulary, whose normalised pixels are the 8-bit values themselves."""
-    words, defects = script("vocabulary"), script("defects")
+    words, photos = script("vocabulary"), script("defects").PHOTOS
     plain = Contract(
         format=FORMAT,
         name="fake",
         version="1",
         licence="Apache-2.0",
         precision="fp32",
-        kinds=defects.KINDS,
-        attributes=defects.ATTRIBUTES,
+        kinds=photos.kinds,
+        attributes=photos.attributes,
         coordinates="relative_1000",
         pixels=PixelSpec("planar", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), survey=False),
         global_view=ViewSpec(TOKEN_PX, 256 * 256, 1024 * 768, 2.0),
         crop_view=ViewSpec(TOKEN_PX, TOKEN_PX**2, 512 * 512, 1.0),
         crop=CropSpec(margin=0.2, min_side_px=448),
         decoder=DecoderSpec(layers=1, kv_heads=1, head_dim=64, hidden=64, max_tokens=4096),
-        language=words.LANGUAGE,
+        language=words.language(),
         files={"vision": FileEntry("vision.onnx", 3, "0" * 64)},
     )
     return replace(plain, **changes)
@@ -167,7 +167,7 @@ def spelled_answer(
     score: Wanted = "3.0", defects: Sequence[tuple[str, str, Sequence[str]]] = (), attribute: str = "4.0"
 ) -> list[Wanted]:
     """A whole answer turn; `attribute`: the score of every attribute."""
-    names = script("defects").ATTRIBUTES
+    names = script("defects").PHOTOS.attributes
     ends = prompt.spell_attributes(dict.fromkeys(names, attribute))
     return [prompt.ANSWER_OPEN, score, *prompt.spell_defects(defects), *ends]
 
@@ -176,13 +176,14 @@ def spelled_conversation(sizes: Sequence[tuple[int, int]]) -> tuple[list[int], N
     """Tokens, and their positions by qcheck.rope, of a talk that shows images of (rows, cols) tokens, with a few words
     said after each."""
     vocabulary, words = tokenizer(), script("vocabulary")
+    spoken = words.language()
     image: int = vocabulary.token_to_id(words.IMAGE)
     said = [vocabulary.token_to_id(text) for text in prompt.spell_call(["0", "10", "20", "30"], "noise")]
     tokens: list[int] = []
     parts: list[NDArray[np.int64]] = []
     start = 0
     for index, (rows, cols) in enumerate(sizes):
-        before, after = (words.CROP if index else words.FIRST).split(IMAGE_SLOT)
+        before, after = (spoken.crop if index else spoken.first).split(IMAGE_SLOT)
         head, tail = vocabulary.encode(before).ids, vocabulary.encode(after).ids + said[: 3 + 2 * index]
         tokens += [*head, *[image] * (rows * cols), *tail]
         first, start = text_positions(start, len(head))

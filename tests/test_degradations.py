@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_model import script
 
 bank = script("degradations")
-damage_module = script("damage")
+kernels = script("pixels")
+PHOTOS = script("defects").PHOTOS
 likeness = script("vista_score").likeness  # SSIMULACRA2: 100 is equal, less is worse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -33,7 +34,7 @@ def photo(height: int = 288, width: int = 320) -> Pixels:
 def test_the_bank_holds_all_of_kadid_and_more() -> None:
     assert len(NAMES) >= KADID_COUNT + 12
     for each in bank.BANK.values():
-        assert each.kind in damage_module.KINDS
+        assert each.kind in PHOTOS.kinds
         assert len(each.levels) == 5
         steps = np.diff(each.levels)
         assert (steps > 0).all() or (steps < 0).all(), each.name
@@ -60,6 +61,21 @@ def test_a_seed_fixes_the_pixels_and_the_input_stays(name: str) -> None:
     np.testing.assert_array_equal(original, before)
     assert first.dtype == np.uint8
     assert not np.array_equal(first, original)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.6, 2, 6.5, 11])
+def test_a_disk_keeps_the_light(radius: float) -> None:
+    kernel = kernels.disk(radius)
+    assert kernel.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(kernel, kernel[::-1, ::-1])
+    grey = np.full((64, 64, 3), 90, np.uint8)
+    assert np.abs(kernels.filtered(grey, kernel).astype(int) - 90).max() <= 1
+
+
+@pytest.mark.parametrize("length", [1, 3, 9, 40])
+def test_a_line_keeps_the_light(length: int) -> None:
+    for angle in (0.0, 30.0, 90.0):
+        assert kernels.line(length, angle).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", NAMES)

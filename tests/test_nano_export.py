@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import oracle
 from fake_model import library, script, spelled_conversation, tokenizer
 
-from qcheck import prompt, tiles
+from qcheck import tiles
 from qcheck.bundle import Bundle
-from qcheck.contract import CONTRACT_FILE, IMAGE_TOKENS, SURVEY
+from qcheck.contract import CONTRACT_FILE, SURVEY
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
@@ -38,7 +38,9 @@ nano = script("nano")
 export_nano = script("export_nano")
 words = script("vocabulary")
 vision_side = script("visual")
-torch_backend = script("torch_backend", "benchmarks")
+torch_backend = script("torch_backend")
+sft = script("sft")
+defects = script("defects")
 
 # What float32 leaves over when the same sums are made in another order: logits here are about 1 to 5 in size.
 SAME_SUMS = 1e-4
@@ -68,6 +70,11 @@ def texture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
     return np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
 
 
+def survey_of(pixels: NDArray[np.uint8]) -> Any:
+    """Of a whole photo, as the vision side takes it."""
+    return torch.from_numpy(oracle.survey(pixels))[None]
+
+
 def lively(model: Any) -> Any:
     """Random weights whose activations neither die nor blow up."""
     torch.manual_seed(3)
@@ -76,25 +83,19 @@ def lively(model: Any) -> Any:
     for module in encoder.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.bias, -0.3, 0.3)
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.7, 1.5)
     for part in (visual.perception, visual.projector, model.model.language_model.layers):
         for weight in (p for p in part.parameters() if p.dim() == 2):
             torch.nn.init.normal_(weight, std=1.5 / weight.shape[1] ** 0.5)
-    weights = torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.15)
-    # This seed would rather answer at once than call, and what never calls has no probes to compare.
-    call, answer = (tokenizer().token_to_id(text) for text in (prompt.CALL_OPEN, prompt.ANSWER_OPEN))
-    with torch.no_grad():
-        weights[[call, answer]] = weights[[answer, call]]
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.15)
     model.eval()
-    pixels = torch.from_numpy(texture(512, 448, 9)).permute(2, 0, 1)[None] / 128 - 1
+    photo = texture(512, 448, 9)
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] / 128 - 1
     with torch.inference_mode():
-        cells = encoder(pixels)
-        quarters = cells.unflatten(0, (2, -1)).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+        cells = encoder(pixels, survey_of(photo))
+        quarters = cells[0].unflatten(0, (2, -1)).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
         summaries = vision_side.summary(quarters)
-    for part, known in ((visual.perception.damage, cells.flatten(0, 1)), (visual.perception.quality, summaries)):
+    for part, known in ((visual.perception.damage, cells.flatten(0, 2)), (visual.perception.quality, summaries)):
         part.mean.copy_(known.mean(0))
         part.std.copy_(known.std(0) + 1e-3)
     return model
@@ -105,7 +106,7 @@ def small() -> Iterator[None]:
     """Makes the export's own loader build a small nano, and keeps the exporters quiet: they log thousands of lines."""
     logging.disable(logging.WARNING)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_nano, "config", partial(nano.config, hidden=HIDDEN, layers=LAYERS))
+        patch.setattr(sft, "config", partial(nano.config, hidden=HIDDEN, layers=LAYERS))
         yield
     logging.disable(logging.NOTSET)
 
@@ -117,10 +118,20 @@ def made(small: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     card.write_text("# random\n")
     torch.manual_seed(SEED)  # before the model is built: `lively` draws only some of its weights anew
     fresh = lively(nano.Nano(nano.config(tokenizer(), hidden=HIDDEN, layers=LAYERS)))
-    torch.save({"model": fresh.state_dict()}, checkpoint)
-    bundles = [export_nano.export(checkpoint, card, folder / name, name) for name in ("fp32", "int8")]
-    model, _ = export_nano.load(checkpoint)
-    return Made(model, checkpoint, card, *bundles)
+    torch.save({"model": fresh.state_dict(), "domain": asdict(defects.PHOTOS)}, checkpoint)
+    fp32 = export_nano.export(checkpoint, card, folder / "fp32", "fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        reuse_graphs(fp32, patch)
+        int8 = export_nano.export(checkpoint, card, folder / "int8", "int8")
+    model, _, _ = export_nano.load(checkpoint)
+    return Made(model, checkpoint, card, fp32, int8)
+
+
+def reuse_graphs(made: Bundle, patch: pytest.MonkeyPatch) -> None:
+    """Graphs that were exported before stand in for new ones, which take half a minute."""
+    for part in ("vision", "decoder"):
+        data = made.path(part).read_bytes()
+        patch.setattr(export_nano, f"export_{part}", lambda *args, data=data: args[-1].write_bytes(data))
 
 
 # transformers
@@ -134,6 +145,7 @@ class Talk:
         table = tiles.normalise_table((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         views = [(texture(320, 192, 1), 5, 3), (texture(128, 256, 2), 2, 4)]
         planar = [tiles.planar(p, [View(Box(0, 0, 64 * w, 64 * h), 64 * w, 64 * h)], table)[0] for p, w, h in views]
+        self.surveys = [survey_of(pixels) for pixels, _, _ in views]
         self.tokens, self.positions = spelled_conversation([(rows, cols) for _, cols, rows in views])
         packed = [nano.view_pixels_to_patches(torch.from_numpy(pixels)) for pixels in planar]
         self.ids = torch.tensor([self.tokens])
@@ -141,9 +153,15 @@ class Talk:
         self.qwen = {
             "pixel_values": torch.cat([patches for patches, _ in packed]),
             "image_grid_thw": torch.tensor([grid for _, grid in packed]),
+            "surveys": self.surveys,
         }
         with torch.inference_mode():
-            seen = torch.cat([model.model.visual.image_tokens(torch.from_numpy(p[None])) for p in planar])
+            seen = torch.cat(
+                [
+                    model.model.visual.image_tokens(torch.from_numpy(pixels[None]), survey)
+                    for pixels, survey in zip(planar, self.surveys, strict=True)
+                ]
+            )
             self.embeds = model.get_input_embeddings()(self.ids).clone()
             self.embeds[self.images] = seen
 
@@ -169,11 +187,12 @@ def test_what_the_model_says_depends_on_what_it_sees(talk: Talk) -> None:
     """Else every agreement below would mean little."""
     logits = talk.qwen_logits(talk.ids)
     assert 0.5 < logits.std() < 20
-    swapped = talk.qwen["pixel_values"].flip(0)
-    other = talk.model(
-        input_ids=talk.ids, mm_token_type_ids=talk.images.int(), **{**talk.qwen, "pixel_values": swapped}
-    ).logits[0]
-    assert (logits[-1] - other[-1]).abs().max() > 100 * SAME_GRAPH
+    for changed in (
+        {"pixel_values": talk.qwen["pixel_values"].flip(0)},
+        {"surveys": [survey.flip(1) for survey in talk.surveys]},
+    ):
+        other = talk.model(input_ids=talk.ids, mm_token_type_ids=talk.images.int(), **{**talk.qwen, **changed}).logits
+        assert (logits[-1] - other[0, -1]).abs().max() > 100 * SAME_GRAPH, list(changed)
 
 
 def test_transformers_and_the_runtime_see_the_same(made: Made, talk: Talk) -> None:
@@ -198,12 +217,15 @@ def test_patches_and_planes_are_the_same_picture() -> None:
 
 
 def test_generate_works_with_its_cache(made: Made, talk: Talk) -> None:
-    kinds = talk.images.int()
+    """Given what the vision side sees, for it would refuse `surveys`."""
+    with torch.inference_mode():
+        seen = made.model.get_image_features(**talk.qwen, return_dict=True)
     said = made.model.generate(
         input_ids=talk.ids,
-        mm_token_type_ids=kinds,
+        mm_encoder_outputs={"image": seen},
+        mm_token_type_ids=talk.images.int(),
         attention_mask=torch.ones_like(talk.ids),
-        **talk.qwen,
+        image_grid_thw=talk.qwen["image_grid_thw"],
         max_new_tokens=6,
         do_sample=False,
         eos_token_id=None,
@@ -272,49 +294,63 @@ def test_whole_conversations_equal_pytorch(engines: tuple[Engine, Engine], probe
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 640), (1024, 768), (448, 448)])
 def test_the_vision_graph_takes_every_shape(made: Made, width: int, height: int) -> None:
     backend = Engine.open(made.fp32, threads=1).backend
-    pixels = texture(width, height, 5).transpose(2, 0, 1)[None].astype(np.float32) / 128 - 1
+    photo = texture(width, height, 5)
+    pixels = photo.transpose(2, 0, 1)[None].astype(np.float32) / 128 - 1
+    # What is seen may be shown larger or smaller than it is, so that the survey's grid is of any size as well.
+    survey = survey_of(texture(width + 70, height // 2 + 7, 6))
     with torch.inference_mode():
-        expected = made.model.model.visual.image_tokens(torch.from_numpy(pixels)).numpy()
-    tokens = backend.encode(pixels, None)
+        expected = made.model.model.visual.image_tokens(torch.from_numpy(pixels), survey).numpy()
+    tokens = backend.encode(pixels, survey.numpy())
     assert tokens.shape == (width * height // 64**2, HIDDEN)
     assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
     assert len(tokens) == 1 or np.ptp(tokens, axis=0).max() > 0.5
 
 
-def test_a_vision_graph_may_take_the_survey(made: Made, tmp_path: Path) -> None:
-    """A graph that adds the survey's mean luma to every token."""
+def shown(engine: Engine, pixels: NDArray[np.uint8], view: View) -> NDArray[np.float32]:
+    """The image tokens that the runtime makes of a view."""
+    encode, got = engine.backend.encode, list[NDArray[np.float32]]()
+    engine.backend.encode = lambda *given: got.append(encode(*given)) or got[0]  # type: ignore[method-assign]
+    engine.conversation().show("first", pixels, view)
+    return got[0]
+
+
+def test_the_vision_graph_is_given_the_survey(made: Made) -> None:
+    """Of all that the view shows, at the photo's own resolution."""
+    assert made.fp32.contract.pixels.survey
+    pixels, view = texture(200, 100, 5), View(Box(0, 0, 200, 100), 192, 128)
+    contract = made.fp32.contract
+    planar = tiles.planar(pixels, [view], tiles.normalise_table(contract.pixels.mean, contract.pixels.std))[0]
+    with torch.inference_mode():
+        expected, blind = (
+            made.model.model.visual.image_tokens(torch.from_numpy(planar[None]), survey).numpy()
+            for survey in (survey_of(pixels), torch.zeros(1, 1, 1, 8))
+        )
+    tokens = shown(Engine.open(made.fp32, threads=1), pixels, view)
+    assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
+    assert np.abs(tokens - blind).max() > 100 * SAME_GRAPH
+
+
+def test_a_vision_graph_need_not_take_the_survey(made: Made, tmp_path: Path) -> None:
+    """A graph in which one survey stands for all."""
     folder = tmp_path / "bundle"
     shutil.copytree(made.fp32.directory, folder)
     graph = onnx.load(folder / "vision.onnx")
-    for node in graph.graph.node:
-        node.output[:] = ["plain" if name == IMAGE_TOKENS else name for name in node.output]
-    graph.graph.input.append(onnx.helper.make_tensor_value_info(SURVEY, onnx.TensorProto.FLOAT, (1, None, None, 8)))
-    first = onnx.numpy_helper.from_array(np.array([1, 0, 0, 0, 0, 0, 0, 0], np.float32), "first")
-    graph.graph.initializer.append(first)
-    graph.graph.node.extend(
-        [
-            onnx.helper.make_node("Mul", [SURVEY, "first"], ["picked"]),
-            onnx.helper.make_node("ReduceSum", ["picked"], ["luma"], keepdims=0),
-            onnx.helper.make_node("Add", ["plain", "luma"], [IMAGE_TOKENS]),
-        ]
-    )
+    (given,) = (i for i in graph.graph.input if i.name == SURVEY)
+    graph.graph.input.remove(given)
+    blind = torch.rand(1, 2, 3, 8)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(blind.numpy(), SURVEY))
     onnx.save(graph, folder / "vision.onnx")
     entry = export_nano.entry(folder / "vision.onnx")
     contract = made.fp32.contract
     contract = replace(
-        contract, pixels=replace(contract.pixels, survey=True), files={**contract.files, "vision": entry}
+        contract, pixels=replace(contract.pixels, survey=False), files={**contract.files, "vision": entry}
     )
     (folder / CONTRACT_FILE).write_text(contract.to_json())
-    pixels = texture(200, 100, 5)
-    plain, surveyed = (Engine.open(bundle, threads=1) for bundle in (made.fp32, Bundle.open(folder)))
-    view, added = View(Box(0, 0, 200, 100), 192, 128), oracle.survey(pixels)[..., 0].sum()
-    seen = []
-    for engine in (plain, surveyed):
-        encode, got = engine.backend.encode, list[Any]()
-        engine.backend.encode = lambda *given, encode=encode, got=got: got.append(encode(*given)) or got[0]  # type: ignore[method-assign]
-        engine.conversation().show("first", pixels, view)
-        seen.append(got[0])
-    assert_allclose(seen[1], seen[0] + added, rtol=1e-5)
+    pixels, view = texture(200, 100, 5), View(Box(0, 0, 200, 100), 192, 128)
+    planar = tiles.planar(pixels, [view], tiles.normalise_table(contract.pixels.mean, contract.pixels.std))[0]
+    with torch.inference_mode():
+        expected = made.model.model.visual.image_tokens(torch.from_numpy(planar[None]), blind).numpy()
+    assert_allclose(shown(Engine.open(Bundle.open(folder), threads=1), pixels, view), expected, atol=SAME_GRAPH, rtol=0)
 
 
 # The cut right after an image, in its middle, single words, and a cut into the second image.
@@ -393,10 +429,7 @@ def test_an_export_is_a_bundle_and_leaves_nothing_else(made: Made) -> None:
 
 @pytest.fixture
 def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs that were exported before stand in for new ones."""
-    for part in ("vision", "decoder"):
-        data = made.fp32.path(part).read_bytes()
-        monkeypatch.setattr(export_nano, f"export_{part}", lambda *args, data=data: args[-1].write_bytes(data))
+    reuse_graphs(made.fp32, monkeypatch)
 
 
 @pytest.mark.parametrize("fails", ["export_decoder", "write_safetensor", "entry"])

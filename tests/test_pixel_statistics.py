@@ -110,8 +110,14 @@ def test_coloured_noise_shows_in_chroma() -> None:
 def test_the_encoder_appends_them() -> None:
     torch.manual_seed(0)
     pixels: Any = torch.randn(1, 3, 64, 96)
+    survey: Any = 20 * torch.rand(1, 5, 7, 8)
+    encoder = cells.CellEncoder().eval()
     with torch.inference_mode():
-        found = cells.CellEncoder().eval()(pixels)
+        found = encoder(pixels, survey)
+        seen = encoder.view(pixels)
         own = known.PixelStatistics(cells.IMAGENET_MEAN, cells.IMAGENET_STD)(pixels)[0].permute(1, 2, 0)
-    assert found.shape == (2, 3, cells.CELL_CHANNELS)
-    assert_allclose(found[:, :, -known.STATISTICS :], own)
+    assert found.shape == (1, 2, 3, cells.CELL_CHANNELS)
+    assert seen.shape == (1, 2, 3, cells.VIEW_CHANNELS)
+    assert_allclose(found[:, :, :, : cells.VIEW_CHANNELS], seen)
+    assert_allclose(seen[0, :, :, -known.STATISTICS :], own)
+    assert_allclose(found[0, :, :, cells.VIEW_CHANNELS :], cells.surveyed(survey, 2, 3)[0])

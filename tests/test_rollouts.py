@@ -39,7 +39,7 @@ def policy() -> Any:
 def policy_of(model: Any) -> Any:
     speller = narrator.Speller(tokenizer())
     trainer = sft.Trainer(model, sft.Targets(tokenizer()), speller.image_id)
-    return grpo.Policy(trainer, rollouts.RecordingEngine(model, tokenizer()), speller)
+    return grpo.Policy(trainer, rollouts.RecordingEngine(model, tokenizer(), script("defects").PHOTOS), speller)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_rollout_weighed_again_is_what_the_runtime_drew(policy: Any, photos: l
         said = [tokenizer().id_to_token(token) for token in rollout.example.tokens]
         at = max(i for i, text in enumerate(said) if text.startswith("<answer>"))
         assert float(said[at + 1]) == rollout.score
-        assert set(rollout.attributes) == set(script("defects").ATTRIBUTES)
+        assert set(rollout.attributes) == set(script("defects").PHOTOS.attributes)
 
 
 def test_the_same_draws_give_the_same_rollouts(policy: Any, photos: list[Any]) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
     path: Path = tmp_path_factory.mktemp("start") / "start.pt"
     model = nano.Nano(nano.config(tokenizer()))
-    torch.save({"model": model.state_dict()}, path)
+    torch.save({"model": model.state_dict(), "domain": asdict(script("defects").PHOTOS)}, path)
     return path
 
 
@@ -105,11 +106,14 @@ def test_wrong_input_is_one_line(tmp_path: Path, start: Path, rated: Path, capsy
     path.write_text(path.read_text().replace("rate = 1e-4", 'reward = "praise"'))
     assert "reward is 'praise'" in said("rank", path)
     (tmp_path / "p.toml").write_text("")
-    assert "give [encoder], [eyes] or both" in said("perceive", tmp_path / "p.toml")
+    assert "give [encoder]" in said("perceive", tmp_path / "p.toml")
+    eyes, domain = visual.Perception().state_dict(), asdict(script("defects").PHOTOS)
+    torch.save({"eyes": eyes, "domain": domain}, tmp_path / "eyes.pt")
     for stage, text, message in (
         ("perceive", f'[encoder]\nviews = "{tmp_path}"\nout = "e"', "holds no rated sample"),
         ("perceive", f'[eyes]\ncells = "{tmp_path}"\nout = "e2"', "holds no rated or no local samples"),
-        ("sft", f'looked = "{tmp_path}"\neyes = "{start}"\nout = "s"', "holds no rated sample"),
+        ("sft", f'looked = "{tmp_path}"\neyes = "eyes.pt"\nout = "s"', "holds no rated sample"),
+        ("sft", f'looked = "{tmp_path}"\neyes = "{start}"\nout = "s1"', "holds no eyes"),
         ("sft", f'looked = "{tmp_path}"\neyes = "x"\nout = "s2"\nbatch = {{odd = 3}}', "no kind of sample 'odd'"),
     ):
         (tmp_path / "q.toml").write_text(text)
@@ -161,3 +165,13 @@ def test_refine_cuts_real_crops(tmp_path: Path, start: Path) -> None:
     last = metrics(tmp_path / "out")[-1]
     assert {"reward", "doubt", "probes", "perception", "dev_localisation", "dev_srcc_synthetic"} <= set(last)
     assert 0 <= last["probes"] <= 2
+
+
+def test_the_shipped_configs_are_read() -> None:
+    found = sorted((TRAINING / "configs").glob("*.toml"))
+    assert {path.stem.split("-")[0] for path in found} == {*train.STAGES, "large"}
+    for path in found:
+        assert train.names_a_checkpoint(path) == path.stem.startswith("large")
+        if not path.stem.startswith("large"):
+            kind, _ = train.STAGES[path.stem.split("-")[0]]
+            assert isinstance(script("config").read(path, kind), kind)

@@ -1,9 +1,8 @@
-"""What nano learns from: damages with their truth, splits that do not leak, conversations as the runtime has them."""
+"""What nano learns from: defects with their truth, splits that do not leak, conversations as the runtime has them."""
 
 import os
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,171 +13,18 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_model import library, plain_contract, script, tokenizer
+from fake_model import plain_contract, script, tokenizer
 
 from qcheck import prompt
 from qcheck.contract import IMAGE_SLOT
 from qcheck.grammar import Grammar
 from qcheck.verdict import DEFECT_LEVELS
 
-damage_module = script("damage")
-ndimage = library("scipy.ndimage")
+defects = script("defects")
 photos = script("photos")
 words = script("vocabulary")
 
-KINDS = damage_module.KINDS
-Pixels = NDArray[np.uint8]
-
-
-def textured(height: int = 256, width: int = 320, seed: int = 4) -> Pixels:
-    """Something at every scale, in the middle of the range, in colour."""
-    rng = np.random.default_rng(seed)
-    total = np.full((height, width, 3), 118.0)
-    for sigma in (0, 0.7, 1.5, 3, 6, 12, 24):
-        grain = ndimage.gaussian_filter(rng.normal(0, 1, total.shape), (sigma, sigma, 0))
-        total += 12 * grain / grain.std()
-    return np.clip(total, 0, 255).astype(np.uint8)
-
-
-# Degradations
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("level", [1, 3, 5])
-def test_a_seed_fixes_everything(kind: str, level: int) -> None:
-    pixels = textured()
-    kept = pixels.copy()
-    first, again, other = (damage_module.BANK[kind](pixels, level, np.random.default_rng(s)) for s in (7, 7, 8))
-    assert first.shape == pixels.shape
-    assert first.dtype == np.uint8
-    assert_array_equal(first, again)
-    assert_array_equal(pixels, kept, "the input was written to")
-    if kind != "pixelation":  # the one without chance
-        assert not np.array_equal(first, other) or kind == "compression"  # whose quality has three values only
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(5))
-def test_a_higher_level_changes_more(kind: str, seed: int) -> None:
-    pixels = textured(seed=seed)
-    change = [
-        np.abs(damage_module.BANK[kind](pixels, level, np.random.default_rng(seed)).astype(int) - pixels).mean()
-        for level in range(1, 6)
-    ]
-    assert change[0] > 1, "not visible"
-    assert all(a < b for a, b in pairwise(change)), change
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_direction_is_what_the_name_says(kind: str) -> None:
-    pixels = textured()
-    broken = damage_module.BANK[kind](pixels, 4, np.random.default_rng(1))
-    grain = damage_module.texture(broken.mean(2)) / damage_module.texture(pixels.mean(2))
-    light = broken.mean() - pixels.mean()
-    expected = {
-        "defocus": grain < 0.5,
-        "motion_blur": grain < 0.8,
-        "noise": grain > 1.1,
-        "compression": grain < 1,
-        "pixelation": grain < 0.8,
-        "oversharpen": grain > 1.5,
-        "overexposure": light > 30,
-        "underexposure": light < -30,
-        "color": np.ptp((broken.astype(float) - pixels).mean((0, 1))) > 50,
-    }
-    assert expected[kind], (grain, light)
-
-
-@pytest.mark.parametrize("radius", damage_module.DEFOCUS_RADIUS_PX)
-def test_kernels_keep_the_light(radius: float) -> None:
-    kernel = damage_module.disk(radius)
-    assert kernel.sum() == pytest.approx(1)
-    assert_array_equal(kernel, kernel[::-1, ::-1])
-    for length in damage_module.MOTION_LENGTH_PX:
-        assert damage_module.line(length, 30.0).sum() == pytest.approx(1)
-    grey = np.full((64, 64, 3), 90, np.uint8)
-    blurred = damage_module.defocus(grey, 3, np.random.default_rng(0)).astype(int)
-    assert np.abs(blurred - 90).max() <= 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_damage_stays_in_its_box_and_fills_it(kind: str) -> None:
-    for seed in range(6):
-        clean = textured(360, 500, seed)
-        pixels = clean.copy()
-        rng = np.random.default_rng(seed)
-        found = damage_module.damage(pixels, kind, 5, rng, size=(0.2, 0.5), avoid=[])
-        assert found is not None
-        assert (found.kind, found.level) == (kind, 5)
-        x1, y1, x2, y2 = found.box
-        assert 0 <= x1 < x2 <= 500
-        assert 0 <= y1 < y2 <= 360
-        assert 0.2 * 500 - 1 <= x2 - x1 <= 0.5 * 500
-        assert 0.2 * 360 - 1 <= y2 - y1 <= 0.5 * 360
-        changed = (pixels != clean).any(2)
-        inside = changed[y1:y2, x1:x2].copy()
-        changed[y1:y2, x1:x2] = False
-        assert not changed.any(), "pixels outside the box were changed"
-        rows, cols = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        assert np.ptp(rows) > 0.9 * (y2 - y1), "the box is larger than the damage"
-        assert np.ptp(cols) > 0.9 * (x2 - x1)
-        assert np.abs(pixels[y1:y2, x1:x2].astype(int) - clean[y1:y2, x1:x2]).mean() >= damage_module.MIN_CHANGE
-
-
-def test_damages_keep_off_each_other() -> None:
-    for seed in range(20):
-        pixels, rng = textured(360, 500, seed), np.random.default_rng(seed)
-        first = damage_module.damage(pixels, "noise", 4, rng, size=(0.2, 0.4), avoid=[])
-        kept = pixels.copy()
-        second = damage_module.damage(pixels, "color", 4, rng, size=(0.2, 0.4), avoid=[first])
-        x1, y1, x2, y2 = first.box
-        assert second is not None
-        assert_array_equal(pixels[y1:y2, x1:x2], kept[y1:y2, x1:x2])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_where_nothing_would_be_seen_nothing_is_damaged(kind: str) -> None:
-    flat = np.full((300, 300, 3), 128, np.uint8)
-    kept = flat.copy()
-    found = damage_module.damage(flat, kind, 3, np.random.default_rng(0), size=(0.2, 0.5), avoid=[])
-    assert (found is None) == (kind in damage_module.NEED_TEXTURE)
-    assert (found is None) == np.array_equal(flat, kept)
-
-
-def test_a_photo_too_small_for_any_region() -> None:
-    tiny = textured(40, 40)
-    assert damage_module.damage(tiny, "noise", 5, np.random.default_rng(0), size=(0.2, 0.5), avoid=[]) is None
-
-
-def scored(*damages: tuple[int, int], kind: str = "noise") -> float:
-    """Of a clean photo of 100 x 100 with damages of (level, side)."""
-    made = [damage_module.Damage(kind, level, (0, 0, side, side)) for level, side in damages]
-    score: float = damage_module.damaged_score(damage_module.CLEAN_SCORE, made, 100, 100)
-    return score
-
-
-def test_scores_fall_with_level_and_area() -> None:
-    assert scored() == damage_module.CLEAN_SCORE == 4.6
-    by_level = [scored((level, 20)) for level in range(1, 6)]
-    assert all(a > b for a, b in pairwise(by_level)), by_level
-    by_side = [scored((3, side)) for side in (5, 10, 20, 28)]
-    assert all(a > b for a, b in pairwise(by_side)), by_side
-    # As documented: 3.4 points at level 5 from 8% of the area up, and no more.
-    assert scored((5, 29)) == scored((5, 100)) == pytest.approx(4.6 - 3.4)
-
-
-def test_scores_stay_on_the_scale() -> None:
-    for level in range(1, 6):
-        for side in (1, 30, 100):
-            for count in range(1, 12):
-                assert 1.0 <= scored(*[(level, side)] * count) <= 4.6
-    assert scored(*[(5, 100)] * 12) == 1.0
-
-
-def test_the_worst_damage_counts_in_full_and_others_a_third() -> None:
-    one, other = 4.6 - scored((5, 20)), 4.6 - scored((2, 20))
-    expected = 4.6 - one - other / 3
-    assert scored((5, 20), (2, 20)) == scored((2, 20), (5, 20)) == pytest.approx(expected)
+KINDS = defects.PHOTOS.kinds
 
 
 # Splits
@@ -249,15 +95,21 @@ def test_pristine_photos(tmp_path: Path) -> None:
 
 # What is known of a view
 
-TOKENS = {(2, 2), (2, 3)}  # of 4 x 6 tokens of 100 px, those that the damage below fills
+TOKENS = {(2, 2), (2, 3)}  # of 4 x 6 tokens of 100 px, those that the defect below fills
+
+
+def known(kind: str, level: int, box: tuple[int, int, int, int], cost: float = 0.2) -> dict[str, Any]:
+    """A sample of 4000 x 2500 with one defect."""
+    defect = {"kind": kind, "level": level, "box": list(box), "cost": cost}
+    return {"width": 4000, "height": 2500, "defects": [defect]}
 
 
 def test_token_truth() -> None:
     samples = script("samples")
-    box = script("samples").Box(1000, 500, 1600, 900)
-    found = [damage_module.Damage("noise", 3, (1200, 700, 1395, 798))]
-    truth = samples.token_truth(4, 6, box, found)
+    box = samples.Box(1000, 500, 1600, 900)
+    truth = samples.token_truth(4, 6, box, known("noise", 3, (1200, 700, 1395, 798)))
     kinds, levels, boxes = truth.kinds.reshape(4, 6), truth.levels.reshape(4, 6), truth.boxes.reshape(4, 6, 4)
+    severities = truth.severities.reshape(4, 6)
     for y in range(4):
         for x in range(6):
             inside = (y, x) in TOKENS
@@ -265,17 +117,53 @@ def test_token_truth() -> None:
             assert levels[y, x] == (2 if inside else samples.UNKNOWN)
             if inside:
                 assert boxes[y, x] == pytest.approx([200 / 600, 200 / 400, 395 / 600, 298 / 400])
+                # 0.4 + 0.6 sqrt(195 * 98 / 10,000,000 / 0.08) = 0.49274
+                assert severities[y, x] == pytest.approx(0.2 / 0.49274, abs=1e-4)
             else:
                 assert np.isnan(boxes[y, x]).all()
-    # A touched token is neither clean nor damaged, but its box is known; one that holds a small damage has it.
-    touched = samples.token_truth(4, 6, box, [damage_module.Damage("noise", 3, (1200, 700, 1420, 800))])
+                assert np.isnan(severities[y, x])
+    # A touched token is neither clean nor damaged, but its box is known; one that holds a small defect has it.
+    touched = samples.token_truth(4, 6, box, known("noise", 3, (1200, 700, 1420, 800)))
     assert touched.kinds.reshape(4, 6)[2, 4] == touched.levels.reshape(4, 6)[2, 4] == samples.UNKNOWN
     assert not np.isnan(touched.boxes.reshape(4, 6, 4)[2, 4]).any()
-    small = samples.token_truth(4, 6, box, [damage_module.Damage("noise", 3, (1210, 710, 1260, 760))])
+    small = samples.token_truth(4, 6, box, known("noise", 3, (1210, 710, 1260, 760)))
     assert (small.kinds > 0).sum() == 1
     # What reaches beyond the view ends at its edge.
-    beyond = samples.token_truth(4, 6, box, [damage_module.Damage("noise", 3, (800, 300, 1100, 600))])
+    beyond = samples.token_truth(4, 6, box, known("noise", 3, (800, 300, 1100, 600)))
     assert beyond.boxes[0] == pytest.approx([0, 0, 100 / 600, 100 / 400])
+    # Another domain has other kinds.
+    other = samples.token_truth(4, 6, box, known("scratch", 3, (1200, 700, 1395, 798)), ("dent", "scratch"))
+    assert set(other.kinds) == {0, 2}
+
+
+def test_a_severity_is_what_a_defect_costs_less_its_size() -> None:
+    samples, scores = script("samples"), script("vista_score")
+    for side in (40, 300, 2000):
+        cost = scores.cost(50.0, 0.5, side * side / 10_000_000)
+        found = defects.Defect("noise", 3, (0, 0, side, side), cost)
+        assert samples.severity(found, 10_000_000) == pytest.approx(scores.cost(50.0, 0.5, 1.0))
+
+
+def test_an_attribute_falls_by_the_cost_of_what_spoils_it() -> None:
+    """And by nothing else; two defects of one attribute add up as they do in the score."""
+    attributes, score = script("narrator").local_attributes, script("vista_score").score
+    found = [("noise", 0.5), ("dirt", 0.2), ("color", 0.1)]
+    sample = {"defects": [{"kind": kind, "level": 1, "box": [0, 0, 9, 9], "cost": cost} for kind, cost in found]}
+    expected = dict.fromkeys(defects.PHOTOS.attributes, defects.CLEAN_SCORE)
+    expected["noise"] = score(defects.CLEAN_SCORE, [0.5, 0.2])
+    expected["color"] = score(defects.CLEAN_SCORE, [0.1])
+    assert attributes(sample) == pytest.approx(expected)
+
+
+def test_a_domain_names_what_it_can() -> None:
+    for table, attributes, message in (
+        ({}, ("a",), "must name a kind"),
+        ({"dent": "form"}, ("colour",), "names 'form', which is not among"),
+        ({"De nt": "form"}, ("form",), "small letters"),
+        ({"clean": "form"}, ("form",), "must not be called 'clean'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            defects.Domain(table, attributes)
 
 
 # Conversations
@@ -284,8 +172,8 @@ WIDTH, HEIGHT = 1200, 800
 DAMAGE_BOX = [300, 200, 600, 400]
 SECOND_BOX = [800, 500, 1000, 700]
 DEFECTS = [
-    {"kind": "noise", "level": 4, "box": DAMAGE_BOX},
-    {"kind": "color", "level": 2, "box": SECOND_BOX},
+    {"kind": "noise", "level": 4, "box": DAMAGE_BOX, "cost": 0.5},
+    {"kind": "color", "level": 2, "box": SECOND_BOX, "cost": 0.1},
 ]
 # What perception suspects in the whole view: the first damage, roughly, then a clean place, then the second damage.
 SUSPECTED = ([310, 180, 620, 420], [900, 0, 1100, 200], [790, 490, 1010, 720])
@@ -301,65 +189,63 @@ VIEWS = [
 ]
 SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus", 2] for x1, y1, x2, y2 in SUSPECTED]
 CLEAN_VIEWS = ("global", "aim1", "random")
-Item = tuple[dict[str, Any], Any]
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
-    """Samples that a CellStore wrote: two damages, none, patched, whole, rated."""
-    look, samples = script("look"), script("samples")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Samples that a store wrote: two defects, none, patched, whole, rated."""
+    look, stores = script("look"), script("stores")
     folder = tmp_path_factory.mktemp("seen")
-    writer = script("cells").CellStore(folder, "some-0", look.SEEN_CHANNELS).writer()
+    writer = look.SeenStore(folder, "some-0").writer()
 
     def views(*roles: str) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
         for role, box, (rows, cols), value in VIEWS:
             if role in roles:
                 about = {"role": role, "box": box, "score": 3.0, "suspicions": SUSPICIONS}
-                yield about, np.full((rows, cols, look.SEEN_CHANNELS), value, np.float16)
+                yield about, np.full((rows, cols, look.seen_channels()), value, np.float16)
 
     plain = {"split": "train", "name": "x.jpg", "width": WIDTH, "height": HEIGHT, "score": 2.34}
     writer.add({**plain, "defects": DEFECTS}, views(*(v[0] for v in VIEWS[:-1])))
     writer.add({**plain, "defects": [], "score": 4.6}, views(*CLEAN_VIEWS))
     writer.add({**plain, "defects": DEFECTS[:1]}, views("global", "window"))
-    attributes = dict.fromkeys(damage_module.ATTRIBUTES, 4.6) | {"noise": 1.72}
-    everywhere = {"kind": "noise", "level": 4, "box": [0, 0, WIDTH, HEIGHT]}
+    attributes = dict.fromkeys(defects.PHOTOS.attributes, 4.6) | {"noise": 1.72}
+    everywhere = {"kind": "noise", "level": 4, "box": [0, 0, WIDTH, HEIGHT], "cost": 0.7}
     writer.add({**plain, "defects": [everywhere], "attributes": attributes}, views("global"))
     writer.add({"split": "train", "name": "y.jpg", "score": 3.96}, views("global", "window"))
     writer.close()
-    items: list[Item] = samples.Samples(folder, "some", look.SEEN_CHANNELS).of("train")
+    items: list[Any] = stores.of_split(stores.items_of(folder, "some", look.seen_channels(), np.float16), "train")
     return items
 
 
 KIND_OF_SAMPLE = {"local": 0, "clean": 1, "patched": 2, "whole": 3, "rated": 4}
 
 
-def told(pool: list[Item], name: str, count: int = 40) -> Iterator[tuple[dict[str, Any], Any]]:
+def told(pool: list[Any], name: str, count: int = 40) -> Iterator[tuple[dict[str, Any], Any]]:
     """Examples of a kind of sample, each with its own chance."""
     narration = script("narrator")
     item = pool[KIND_OF_SAMPLE[name]]
     speller = narration.Speller(tokenizer())
     for seed in range(count):
         narrator = narration.Narrator(speller, np.random.default_rng(seed))
-        yield item[0], narrator.tell("aimed" if name in ("local", "clean") else name, item)
+        yield item.sample, narrator.tell("aimed" if name in ("local", "clean") else name, item)
 
 
 def texts(example: Any) -> list[str]:
     return [tokenizer().id_to_token(token) for token in example.tokens]
 
 
-def test_what_a_store_writes_it_reads(pool: list[Item]) -> None:
-    samples = script("samples")
+def test_what_a_store_writes_it_reads(pool: list[Any]) -> None:
     assert len(pool) == 5
     for item in pool:
-        for index, view in enumerate(item[0]["views"]):
+        for index, view in enumerate(item.sample["views"]):
             ((shape, value),) = ((shape, value) for role, _, shape, value in VIEWS if role == view["role"])
-            seen = samples.read(item, index)
+            seen = item.read(index)
             assert seen.shape[:2] == shape
             assert_array_equal(seen, np.float16(value))
 
 
 @pytest.mark.parametrize("name", KIND_OF_SAMPLE)
-def test_examples_are_consistent(pool: list[Item], name: str) -> None:
+def test_examples_are_consistent(pool: list[Any], name: str) -> None:
     narration = script("narrator")
     image = tokenizer().token_to_id(words.IMAGE)
     for sample, example in told(pool, name):
@@ -383,20 +269,20 @@ def test_examples_are_consistent(pool: list[Item], name: str) -> None:
             assert weights[place] == narration.SCORE_WEIGHT
 
 
-def test_tokens_are_left_out_at_random(pool: list[Item]) -> None:
+def test_tokens_are_left_out_at_random(pool: list[Any]) -> None:
     """In order, each with its own place in the view; the words after an image stand where they always do."""
     narration = script("narrator")
     image, slots = tokenizer().token_to_id(words.IMAGE), script("visual").SLOTS
     shown = narration.shown_views(pool[0])[0]
     count = shown.seen.shape[0] * shown.seen.shape[1]
     whole = narration.Example()
-    narration.Speller(tokenizer()).request(whole, words.FIRST, shown)
+    narration.Speller(tokenizer()).request(whole, words.language().first, shown)
     places = np.concatenate(whole.positions, 1)
     assert_array_equal(whole.kept[0], np.arange(count))
     speller, sizes = narration.Speller(tokenizer(), np.random.default_rng(0)), set()
     for _ in range(60):
         example = narration.Example()
-        speller.request(example, words.FIRST, shown)
+        speller.request(example, words.language().first, shown)
         (kept,) = example.kept
         sizes.add(len(kept))
         assert (np.diff(kept) > 0).all()
@@ -421,7 +307,7 @@ def test_score_tokens_are_the_nearest() -> None:
     assert [score_token(s) for s in (1.0, 2.34, 3.96, 5.0, 0.2, 7.0)] == ["1.0", "2.3", "4.0", "5.0", "1.0", "5.0"]
 
 
-def test_probing_conversations_vary(pool: list[Item]) -> None:
+def test_probing_conversations_vary(pool: list[Any]) -> None:
     assert {len(example.views) for _, example in told(pool, "local")} == {1, 2, 3, 4}
     assert {len(example.views) for _, example in told(pool, "clean")} == {1, 2, 3, 4}
 
@@ -443,7 +329,7 @@ def near(said: list[str], box: list[int]) -> bool:
     return max(abs(a - b) for a, b in zip(chosen, truth, strict=True)) <= 6
 
 
-def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
+def test_calls_are_taught_where_there_is_a_reason(pool: list[Any]) -> None:
     narration, seen = script("narrator"), set()
     for name in ("local", "clean"):
         for _, example in told(pool, name, 150):
@@ -480,7 +366,7 @@ def test_calls_are_taught_where_there_is_a_reason(pool: list[Item]) -> None:
         assert not any(weights), name
 
 
-def test_looking_ends_when_all_is_found(pool: list[Item]) -> None:
+def test_looking_ends_when_all_is_found(pool: list[Any]) -> None:
     """And not before, unless the cap does it."""
     narration = script("narrator")
     for name in ("local", "clean"):
@@ -490,13 +376,13 @@ def test_looking_ends_when_all_is_found(pool: list[Item]) -> None:
             last = list(turns(example))[-1]
             left = [
                 d
-                for d in (script("samples").damages({"defects": DEFECTS}) if name == "local" else [])
+                for d in (script("samples").defects_of({"defects": DEFECTS}) if name == "local" else [])
                 if not any(narration.share(d, crop) >= narration.FOUND_SHARE for crop in example.views[1:])
             ]
             assert not left or not last[1], "an answer while a damage waits and a crop is allowed"
 
 
-def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
+def test_findings_say_what_the_crop_shows(pool: list[Any]) -> None:
     expected = {
         "aim0": ("noise", DEFECT_LEVELS[3]),
         "truth1": ("color", DEFECT_LEVELS[1]),
@@ -532,22 +418,22 @@ def test_findings_say_what_the_crop_shows(pool: list[Item]) -> None:
     assert share == pytest.approx(script("narrator").MISSPOKEN_SHARE, abs=0.1)
 
 
-def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Item]) -> None:
+def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:
     samples, narration = script("samples"), script("narrator")
     speller = narration.Speller(tokenizer())
     crop = next(v for v in narration.shown_views(pool[0]) if v.role == "near")
     for box, taught in (([440, 300, 740, 500], 0.0), ([500, 400, 700, 500], narration.CLEAN_WEIGHT)):
         example = narration.Example()
-        found = samples.damages({"defects": [{"kind": "noise", "level": 4, "box": box}]})
+        found = samples.defects_of({"defects": [{"kind": "noise", "level": 4, "box": box, "cost": 0.3}]})
         narration.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
         assert prompt.THINK_CLEAN in texts(example)
         assert example.weights[texts(example).index(prompt.THINK_CLEAN)] == taught
 
 
-def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
+def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
     """And its score. It decides nothing: its numbers and words are taught, and only they."""
     narration = script("narrator")
-    read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *damage_module.KINDS, *DEFECT_LEVELS}
+    read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS}
     for seed in range(20):
         narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed))
         example = narrator.drill(pool[0])
@@ -572,9 +458,10 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Item]) -> None:
 def turns(example: Any) -> Iterator[tuple[bool, bool, list[int], list[float]]]:
     """Each turn of the model: after a crop?, may it call?, its token ids, its weights."""
     vocabulary = tokenizer()
+    spoken = words.language()
     after = [
         (template.split(IMAGE_SLOT)[1], index)
-        for index, template in enumerate((words.FIRST, words.FIRST_FINAL, words.CROP, words.CROP_FINAL))
+        for index, template in enumerate((spoken.first, spoken.first_final, spoken.crop, spoken.crop_final))
     ]
     tails = [(vocabulary.encode(text).ids, index >= 2, index % 2 == 0) for text, index in after]
     tokens = example.tokens
@@ -609,7 +496,7 @@ SPOKEN = [name for name in KIND_OF_SAMPLE if name != "rated"]
 
 
 @pytest.mark.parametrize("name", [*SPOKEN, "rated"])
-def test_the_runtime_could_have_had_every_conversation(pool: list[Item], name: str) -> None:
+def test_the_runtime_could_have_had_every_conversation(pool: list[Any], name: str) -> None:
     grammar = Grammar(plain_contract(), tokenizer())
     for _, example in told(pool, name, 60):
         found = list(turns(example))
@@ -620,7 +507,7 @@ def test_the_runtime_could_have_had_every_conversation(pool: list[Item], name: s
 
 
 @pytest.mark.parametrize("name", ["local", "clean", "patched", "whole"])
-def test_what_is_decided_is_taught_as_a_decision(pool: list[Item], name: str) -> None:
+def test_what_is_decided_is_taught_as_a_decision(pool: list[Any], name: str) -> None:
     grammar = Grammar(plain_contract(), tokenizer())
     weights_seen = set()
     for _, example in told(pool, name, 60):

@@ -314,6 +314,46 @@ def test_a_region_changes_and_nothing_else(photo: Pixels) -> None:
     assert injecting.inject(np.full((400, 400, 3), 90, np.uint8), "lens_blur", 5, map_, [], rng) is None
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_region_fills_its_box(seed: int, photo: Pixels) -> None:
+    """What a model is taught to draw around a defect is not much larger than the defect."""
+    pixels, map_ = photo.copy(), importance.image_signature(photo)
+    region = injecting.inject(pixels, "white_noise", 5, map_, [], np.random.default_rng(seed), sides=(0.2, 0.5))
+    assert region is not None
+    x1, y1, x2, y2 = region.box
+    assert 0.2 * photo.shape[1] - 1 <= x2 - x1 <= 0.5 * photo.shape[1] + 1
+    assert 0.2 * photo.shape[0] - 1 <= y2 - y1 <= 0.5 * photo.shape[0] + 1
+    changed = (pixels != photo).any(2)[y1:y2, x1:x2]
+    assert np.ptp(np.flatnonzero(changed.any(1))) > 0.9 * (y2 - y1)
+    assert np.ptp(np.flatnonzero(changed.any(0))) > 0.9 * (x2 - x1)
+
+
+def test_a_region_fades_at_its_rim() -> None:
+    for seed in range(20):
+        mask = injecting.soft_mask(90, 130, np.random.default_rng(seed))
+        assert mask.shape == (90, 130)
+        assert mask.min() >= 0
+        assert mask[45, 65] == mask.max() == 1
+        # Half strength where the box ends, and nothing in its corners.
+        for edge in (mask[0, 64:66], mask[-1, 64:66], mask[44:46, 0], mask[44:46, -1]):
+            assert 0.4 < edge.max() <= 0.5 + 1e-3
+        assert mask[0, 0] == 0
+        assert 0.6 < mask.mean() < 1
+
+
+def test_regions_keep_off_each_other(photo: Pixels) -> None:
+    map_, gap = importance.image_signature(photo), injecting.CONTEXT_PX
+    for seed in range(3):
+        pixels, rng, regions = photo.copy(), np.random.default_rng(seed), list[Any]()
+        for name in ("white_noise", "darken", "brighten"):
+            region = injecting.inject(pixels, name, 5, map_, regions, rng, sides=(0.2, 0.3))
+            regions += [region] if region else []
+        assert len(regions) > 1
+        for one, other in itertools.combinations([r.box for r in regions], 2):
+            apart = (other[0] - one[2], one[0] - other[2], other[1] - one[3], one[1] - other[3])
+            assert max(apart) >= gap, (one, other)
+
+
 # The score
 
 

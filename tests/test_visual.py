@@ -1,5 +1,6 @@
 """nano's vision side: batches change nothing, evidence keeps its promises, and the eyes can learn."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ cells = script("cells")
 look = script("look")
 perceive = script("perceive")
 samples = script("samples")
+stores = script("stores")
+defects = script("defects")
+CellStore = script("encode").CellStore
+
+KINDS = defects.PHOTOS.kinds
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,8 @@ def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
     many = views((8, 12), (4, 4), (8, 12), (2, 2), (12, 8), (4, 4))
     for view, evidence in zip(many, visual.perceived(eyes, many), strict=True):
         alone = eyes(view[None])
-        assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, visual.KIND_OUTPUTS)
+        assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, 1 + len(KINDS))
+        assert evidence.severity.shape == (*evidence.kinds.shape[:2], 1)
         for part, other in zip(evidence, alone, strict=True):
             assert_allclose(part, other[0], atol=1e-5)
 
@@ -56,35 +63,39 @@ def test_a_description_has_its_shape(eyes: Any) -> None:
     for rows, cols in ((4, 6), (1, 1), (1, 7)):
         (evidence,) = visual.perceived(eyes, views((2 * rows, 2 * cols)))
         reading, view = visual.described(evidence)
-        assert reading.shape == (rows * cols, visual.READING)
-        assert view.shape == (visual.VIEW_READING,)
+        assert reading.shape == (rows * cols, visual.reading_size(len(KINDS)))
+        assert view.shape == (visual.view_reading_size(len(KINDS)),)
         assert visual.Projector(64)(reading, view).shape == (rows * cols, 64)
 
 
 def test_a_level_is_that_of_the_likely_kind() -> None:
     damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
-    for kind in range(visual.KIND_OUTPUTS - 1):
+    for kind in range(len(KINDS)):
         for branch in (damage.absolute, damage.relative):
             torch.nn.init.zeros_(branch[-1].weight)
-            kinds, levels = damage.apart(torch.zeros(visual.DAMAGE_OUTPUTS))
+            kinds, levels, severity = damage.apart(torch.zeros(damage.outputs))
             kinds[1 + kind] = 20.0
             levels[torch.arange(len(levels)), torch.arange(len(levels)) % visual.LEVELS] = 20.0
-            branch[-1].bias.data = torch.cat((kinds, levels.flatten()))
-        kinds, levels = damage(cells)
+            severity[:] = -1.0
+            branch[-1].bias.data = torch.cat((kinds, levels.flatten(), severity))
+        kinds, levels, severity = damage(cells)
         assert (kinds.argmax(-1) == 1 + kind).all()
         assert (levels.argmax(-1) == kind % visual.LEVELS).all()
         assert torch.allclose(levels.exp().sum(-1), torch.ones(1, 2, 3), atol=1e-3)
+        assert severity.shape == (1, 2, 3, 1)
+        assert_allclose(severity.detach(), 1 / (1 + np.e), atol=1e-5)  # whatever the kind
 
 
 def evidence_of(odds: Any) -> Any:
-    """Evidence whose tokens have these log odds (before the scan's bias) of being damaged, all by noise at level 4."""
+    """Evidence whose tokens have these log odds (before the scan's bias) of being damaged, all by noise at level 4 and
+    severity 0.6."""
     rows, cols = odds.shape
-    kinds = torch.full((rows, cols, visual.KIND_OUTPUTS), -100.0)
+    kinds = torch.full((rows, cols, 1 + len(KINDS)), -100.0)
     kinds[..., 0] = 0
-    kinds[..., 3] = torch.as_tensor(odds, dtype=torch.float32)
+    kinds[..., 1 + KINDS.index("noise")] = torch.as_tensor(odds, dtype=torch.float32)
     levels = torch.zeros(rows, cols, visual.LEVELS)
     levels[..., 3] = 50
-    return visual.Evidence(kinds, levels, torch.tensor([3.0]))
+    return visual.Evidence(kinds, levels, torch.full((rows, cols, 1), 0.6), torch.tensor([3.0]))
 
 
 def best_rectangle(odds: Any) -> tuple[float, tuple[int, int, int, int]]:
@@ -122,8 +133,21 @@ def test_weak_evidence_adds_up() -> None:
     assert_allclose(found.boxes[0], [3 / 12, 2 / 10, 8 / 12, 6 / 10], atol=1e-6)
     assert_allclose(found.boxes[1], [10 / 12, 8 / 10, 11 / 12, 9 / 10], atol=1e-6)
     assert float(found.strengths[0]) == pytest.approx(20 * (1.2 - visual.SCAN_BIAS), abs=1e-3)
-    assert int(found.kinds[0, 1:].argmax()) + 1 == 3
+    assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
     assert int(found.levels[0].argmax()) == 3
+    assert_allclose(found.severities, 0.6, atol=1e-6)
+
+
+def test_the_severity_of_a_proposal_is_that_of_its_damaged_tokens() -> None:
+    """As its level: a clean token inside the rectangle knows nothing of either."""
+    odds = np.full((3, 4), -9.0)
+    odds[1, :3] = (9.0, -0.5, 9.0)
+    evidence = evidence_of(odds)
+    evidence.severity[1, :3, 0] = torch.tensor([0.2, 0.9, 0.4])
+    found = visual.proposals(evidence)
+    assert_allclose(found.boxes[0], [0, 1 / 3, 3 / 4, 2 / 3], atol=1e-6)
+    weights = 1 / (1 + np.exp([-9.0, 0.5, -9.0]))
+    assert float(found.severities[0, 0]) == pytest.approx(np.average([0.2, 0.9, 0.4], weights=weights), abs=1e-4)
 
 
 def test_a_reading_can_be_read_back() -> None:
@@ -133,7 +157,7 @@ def test_a_reading_can_be_read_back() -> None:
     bumps = view[: visual.SLOTS * visual.NUMBER_BINS].reshape(visual.SLOTS, visual.NUMBER_BINS)
     read = (bumps * centres()).sum(1) / bumps.sum(1)
     strength = np.tanh(8 * (4 - visual.SCAN_BIAS) / visual.STRENGTH_UNIT)
-    assert_allclose(read[:6], [0.2, 0.25, 0.6, 0.75, strength, 0.75], atol=0.03)
+    assert_allclose(read[: visual.PROPOSAL_NUMBERS], [0.2, 0.25, 0.6, 0.75, strength, 0.75, 0.6], atol=0.03)
     assert float(read[-1]) == pytest.approx(0.5, abs=0.01)  # 3.0 of 1..5
 
 
@@ -147,7 +171,7 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     odds[1:3, 2:6], odds[3, 8] = 4.0, 5.0
     evidence = evidence_of(odds)
     reading, _ = visual.described(evidence)
-    own = visual.READING - visual.SLOTS - visual.NUMBER_BINS
+    own = visual.reading_size(len(KINDS)) - visual.SLOTS - visual.NUMBER_BINS
     slots, numbers = reading[:, own : own + visual.SLOTS], reading[:, own + visual.SLOTS :]
     assert (slots.sum(1) == 1).all()
     assert slots.argmax(1).tolist() == [i % visual.SLOTS for i in range(40)]
@@ -155,8 +179,10 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     found = visual.proposals(evidence)
     assert_allclose(found.boxes[:2].flatten(), [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
     places = [
-        [*box, float(torch.tanh(strength.clamp(min=0) / visual.STRENGTH_UNIT)), level]
-        for box, strength, level in zip(found.boxes.tolist(), found.strengths, found.level.tolist(), strict=True)
+        [*box, float(torch.tanh(strength.clamp(min=0) / visual.STRENGTH_UNIT)), level, severity]
+        for box, strength, level, (severity,) in zip(
+            found.boxes.tolist(), found.strengths, found.level.tolist(), found.severities.tolist(), strict=True
+        )
     ]
     truth = np.array([*np.concatenate(places), 0.5])
     inside = np.flatnonzero((truth > 0.1) & (truth < 0.9))  # where the bumps are whole
@@ -167,10 +193,15 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
 
 
 def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
-    writer = cells.CellStore(folder, name).writer()
+    writer = CellStore(folder, name).writer()
     for sample, seen in samples_of:
         writer.add(sample, iter(seen))
     writer.close()
+
+
+def cells_in(folder: Path, kind: str) -> list[Any]:
+    items: list[Any] = stores.items_of(folder, kind, cells.CELL_CHANNELS, np.float16)
+    return items
 
 
 def random_view(rows: int, cols: int, seed: int) -> Any:
@@ -182,20 +213,20 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     views_seen = [random_view(8, 12, seed) for seed in range(2)]
     about = {"role": "global", "box": [0, 0, 768, 512]}
     stored(tmp_path, "rated-0", [({"split": "train", "score": 3.5}, [(about, view)]) for view in views_seen])
-    items = samples.Samples(tmp_path, "rated").items
-    assert [item[0]["fold"] for item in items] == ["0", "0"]
-    store = cells.CellStore(tmp_path, "seen-0", look.SEEN_CHANNELS)
+    items = cells_in(tmp_path, "rated")
+    assert [item.sample["fold"] for item in items] == ["0", "0"]
+    store = look.SeenStore(tmp_path, "seen-0")
     look.look(eyes, items, store, np.random.default_rng(1), True)
-    seen = samples.Samples(tmp_path, "seen", look.SEEN_CHANNELS).items
-    assert [item[0]["score"] for item in seen] == [3.5, 3.5]
+    seen = stores.items_of(tmp_path, "seen", look.seen_channels(), np.float16)
+    assert [item.sample["score"] for item in seen] == [3.5, 3.5]
     for view, item in zip(views_seen, seen, strict=True):
-        whole, window = item[0]["views"]
+        whole, window = item.sample["views"]
         (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))])
-        kept = look.unpacked(torch.from_numpy(samples.read(item, 0).astype(np.float32)), whole["score"])
+        kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), whole["score"])
         for part, other in zip(kept, evidence, strict=True):
             assert_allclose(part, other, atol=5e-3)
         assert [s[:4] for s in whole["suspicions"]] == visual.proposals(evidence).boxes.tolist()
-        assert {s[4] for s in whole["suspicions"]} <= set(visual.KINDS)
+        assert {s[4] for s in whole["suspicions"]} <= set(KINDS)
         assert [s[5] for s in whole["suspicions"]] == [
             1 + round(4 * level) for level in visual.proposals(evidence).level.tolist()
         ]
@@ -208,9 +239,12 @@ def test_training_photos_are_read_by_eyes_that_never_saw_them(tmp_path: Path) ->
     saved = {}
     for fold in ("0", "1", None):
         saved[fold] = visual.Perception()
-        torch.save({"eyes": saved[fold].state_dict()}, samples.eyes_file(tmp_path, fold))
+        checkpoint = {"eyes": saved[fold].state_dict(), "domain": dataclasses.asdict(defects.PHOTOS)}
+        torch.save(checkpoint, samples.eyes_file(tmp_path, fold))
     for fold in ("0", "1", None):
-        eyes = look.eyes_of(tmp_path, fold)
+        eyes, domain = look.eyes_of(samples.eyes_file(tmp_path, fold))
+        assert domain == defects.PHOTOS
+        assert not eyes.training
         assert torch.equal(eyes.damage.absolute[1].weight, saved[fold].damage.absolute[1].weight)
         assert torch.equal(eyes.quality.ridge.weight, saved[fold].quality.ridge.weight)
 
@@ -229,12 +263,11 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rng = np.random.default_rng(0)
     made = [damaged_view(rng) for _ in range(60)]
     about = {"role": "global", "box": [0, 0, 600, 400]}
-    entries = [
-        ({"split": "train", "score": 2.0, "defects": [{"kind": "noise", "level": 3, "box": box}]}, [(about, view)])
-        for view, box in made
-    ]
+    # A quarter of the photo: its size counts in full, so that its cost is its severity.
+    defect, photo = {"kind": "noise", "level": 3, "cost": 0.4}, {"split": "train", "width": 600, "height": 400}
+    entries = [({**photo, "score": 2.0, "defects": [{**defect, "box": box}]}, [(about, view)]) for view, box in made]
     stored(tmp_path, "local-0", entries)
-    items = samples.Samples(tmp_path, "local").items
+    items = cells_in(tmp_path, "local")
     tokens = perceive.Tokens({kind: items if kind == "local" else [] for kind in perceive.LESSONS}, rng)
     assert len(tokens.tokens) == len(tokens.kinds) == 60 * 24
     eyes = visual.Perception()
@@ -245,8 +278,9 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         view, box = damaged_view(rng)
         with torch.inference_mode():
             found = visual.proposals(visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))])[0])
-        assert visual.KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
+        assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
         assert int(found.levels[0].argmax()) == 2
+        assert float(found.severities[0]) == pytest.approx(0.4, abs=0.1)
         truth = torch.tensor([box[0] / 600, box[1] / 400, box[2] / 600, box[3] / 400])
         overlaps.append(float(perceive.iou(found.boxes[0], truth)))
     assert np.mean(overlaps) > 0.9
@@ -263,16 +297,14 @@ def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.Monke
         sample = {"split": "train", "score": score}
         entries.append((sample, [({"role": "global", "box": [0, 0, 512, 512]}, view)]))
     stored(tmp_path, "rated-0", entries)
-    items = samples.Samples(tmp_path, "rated").items
+    items = cells_in(tmp_path, "rated")
     train = {kind: items[:100] if kind == "rated" else [] for kind in perceive.SCORED}
     summaries, scores, weights = perceive.Summaries(train).without("1")
     assert summaries.shape == (100, 2 * cells.CELL_CHANNELS)
     monkeypatch.setattr(perceive, "QUALITY_BATCH", 25)
     monkeypatch.setattr(perceive, "RIDGE_PENALTY", 100.0)
     quality = visual.Quality()
-    perceive.learn_quality(
-        quality, summaries, scores, weights, perceive.argparse.Namespace(rate=1e-3, quality_epochs=15)
-    )
+    perceive.learn_quality(quality, summaries, scores, weights, 1e-3, 15)
     monkeypatch.setattr(visual, "RIDGE_SHARE", {"ridge": 1.0, "networks": 0.0, "both": 0.5}[part])
     assert perceive.ranked(quality, items[100:])["dev_srcc"] > 0.9
 
@@ -281,7 +313,7 @@ def test_a_fold_is_left_out_of_the_scores(tmp_path: Path) -> None:
     for fold, count in (("0", 3), ("1", 2)):
         entry = [({"role": "global", "box": [0, 0, 128, 128]}, random_view(2, 2, 1))]
         stored(tmp_path, f"rated-{fold}", [({"split": "train", "score": 1.0 + int(fold)}, entry)] * count)
-    items = samples.Samples(tmp_path, "rated").items
+    items = cells_in(tmp_path, "rated")
     known = perceive.Summaries({kind: items if kind == "rated" else [] for kind in perceive.SCORED})
     assert known.without("0")[1].tolist() == [2.0, 2.0]
     assert known.without("1")[1].tolist() == [1.0, 1.0, 1.0]

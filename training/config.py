@@ -16,14 +16,18 @@ class ConfigError(Exception):
 
 def read(path: Path, kind: type[T]) -> T:
     """A config file as a dataclass. Paths in it are relative to its own folder. Raises ConfigError."""
+    return made(kind, table_of(path), str(path), path.parent)
+
+
+def table_of(path: Path) -> dict[str, Any]:
+    """What a config file holds. Raises ConfigError."""
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file)
+            return tomllib.load(file)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: is missing; name a config file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no TOML ({error})") from error
-    return made(kind, table, str(path), path.parent)
 
 
 def made(kind: type[T], table: Mapping[str, Any], where: str, folder: Path) -> T:

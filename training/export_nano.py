@@ -16,10 +16,11 @@ import onnx
 import torch
 import vocabulary as words
 from cells import CELL_PX, IMAGENET_MEAN, IMAGENET_STD
-from defects import ATTRIBUTES, KINDS
-from nano import Nano, NanoVisual, config, raise_bar
+from defects import Domain
+from nano import Nano, NanoVisual, raise_bar
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from sft import start_of
 from torch import Tensor, nn
 
 from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle
@@ -187,13 +188,11 @@ def entry(path: Path) -> FileEntry:
     return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
 
 
-def load(checkpoint: Path) -> tuple[Nano, Any]:
-    """The model of a training checkpoint, in eval mode, and its tokenizer."""
-    tokenizer = words.build()
-    model = Nano(config(tokenizer))
-    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+def load(checkpoint: Path) -> tuple[Nano, Any, Domain]:
+    """The model of a training checkpoint, in eval mode, its tokenizer and its domain."""
+    model, tokenizer, domain = start_of(checkpoint)
     raise_bar(model, tokenizer)
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, domain
 
 
 def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
@@ -216,7 +215,7 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
 
 def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> None:
     """The files of a bundle and its contract, into the directory `work`."""
-    model, tokenizer = load(checkpoint)
+    model, tokenizer, domain = load(checkpoint)
     text = model.config.text_config
     spec = DecoderSpec(
         text.num_hidden_layers,
@@ -249,15 +248,15 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
         version=VERSION,
         licence=LICENCE,
         precision=precision,
-        kinds=KINDS,
-        attributes=ATTRIBUTES,
+        kinds=domain.kinds,
+        attributes=domain.attributes,
         coordinates="relative_1000",
         pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
         global_view=GLOBAL_VIEW,
         crop_view=CROP_VIEW,
         crop=CROP,
         decoder=spec,
-        language=words.LANGUAGE,
+        language=words.language(domain),
         files={part: entry(work / name) for part, name in names.items()},
     )
     (work / CONTRACT_FILE).write_text(contract.to_json(), encoding="utf-8")

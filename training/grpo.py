@@ -89,7 +89,7 @@ def rewards_of(tasks: Sequence[Task], groups: Sequence[Sequence[Rollout]], setti
         for name in settings.attributes:
             said[name] = torch.tensor([[rollout.attributes[name] for rollout in group] for group in groups])
             labels = torch.tensor([task.attributes.get(name, math.nan) for task in tasks])
-            known[name] = _with_peers(labels, domains)
+            known[name] = with_peers(labels, domains)
         total = total + rewards.by_attribute(said, known, {rewards.OVERALL: 1.0, **settings.attributes}, domains)
     if settings.reward == "ranking":
         return total + settings.c * rewards.well_formed(scores)
@@ -102,7 +102,7 @@ def rewards_of(tasks: Sequence[Task], groups: Sequence[Sequence[Rollout]], setti
     return total + rewards.decoupled(accuracy, torch.tensor(found), format_, settings.a, settings.b, settings.c)
 
 
-def _with_peers(known: Tensor, domains: Sequence[str]) -> Tensor:
+def with_peers(known: Tensor, domains: Sequence[str]) -> Tensor:
     """Labels (images,), without those that no other image of their domain has in this batch: nothing to compare."""
     there = [(bool(torch.isfinite(value)), domain) for value, domain in zip(known, domains, strict=True)]
     return torch.where(torch.tensor([there.count((True, domain)) > 1 for domain in domains]), known, torch.nan)

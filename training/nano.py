@@ -8,11 +8,12 @@ from typing import Final
 
 import torch
 import vocabulary as words
+from defects import PHOTOS, Domain
 from nano_spec import MERGE, PATCH_PX
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from visual import KIND_OUTPUTS, LEVELS, NUMBER_BINS, PROPOSALS, SLOTS, NanoVisual, bumps
+from visual import LEVELS, NUMBER_BINS, PROPOSALS, SLOTS, NanoVisual, bumps
 
 from qcheck import prompt
 
@@ -22,7 +23,7 @@ WORD_SCALE: Final = 0.3
 CLEAN_BAR: Final = 0.4
 
 
-def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6) -> Qwen2_5_VLConfig:
+def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6, domain: Domain = PHOTOS) -> Qwen2_5_VLConfig:
     heads, kv_heads, head_dim = hidden // 64, 1, 64
     text = {
         "hidden_size": hidden,
@@ -60,6 +61,7 @@ def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6) -> Qwen2_5_
         vision_start_token_id=tokenizer.token_to_id(words.VISION_START),
         vision_end_token_id=tokenizer.token_to_id(words.VISION_END),
         tie_word_embeddings=True,
+        defect_kinds=len(domain.kinds),
     )
 
 
@@ -68,7 +70,7 @@ class Nano(Qwen2_5_VLForConditionalGeneration):
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
         super().__init__(config)
-        self.model.visual = NanoVisual(config.text_config.hidden_size)
+        self.model.visual = NanoVisual(config.text_config.hidden_size, config.defect_kinds)
 
 
 @torch.no_grad()
@@ -89,9 +91,8 @@ def write_numbers(model: Nano, tokenizer: Tokenizer) -> None:
     # What a token says of the view, and which it is, must not drown in what all of them know.
     reading[:, -NUMBER_BINS:] = NUMBER_SCALE * code.T
     reading[:, -NUMBER_BINS - SLOTS : -NUMBER_BINS] = torch.randn(reading.shape[0], SLOTS)
-    view[:, -PROPOSALS * (KIND_OUTPUTS + LEVELS) :] = WORD_SCALE * torch.randn(
-        view.shape[0], PROPOSALS * (KIND_OUTPUTS + LEVELS)
-    )
+    spoken = PROPOSALS * (1 + model.config.defect_kinds + LEVELS)
+    view[:, -spoken:] = WORD_SCALE * torch.randn(view.shape[0], spoken)
 
 
 def raise_bar(model: Nano, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import vocabulary as words
-from defects import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE, KINDS, Defect
+from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
 from nano_spec import CROP
 from numpy.typing import NDArray
 from samples import defects_of
@@ -55,7 +55,7 @@ Suspicion = tuple[float, float, float, float, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, SEEN_CHANNELS), its score,
+    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, seen_channels), its score,
     and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
 
     box: Box
@@ -86,10 +86,10 @@ class Example:
 class Speller:
     """Writes conversations token by token."""
 
-    def __init__(self, tokenizer: Tokenizer, rng: np.random.Generator | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, rng: np.random.Generator | None = None, domain: Domain = PHOTOS) -> None:
         """`rng`: leaves out some of the tokens of every view, any share of them, for views are of any size. Training is
         twice as fast."""
-        self.tokenizer, self.rng = tokenizer, rng
+        self.tokenizer, self.rng, self.domain, self.kinds = tokenizer, rng, domain, frozenset(domain.kinds)
         self.image_id: int = tokenizer.token_to_id(words.IMAGE)
         self.defects_id: int = tokenizer.token_to_id(prompt.DEFECTS_OPEN)
 
@@ -120,7 +120,7 @@ class Speller:
                 token_weight = FOUND_WEIGHT
             elif text in FREE or one_more:
                 token_weight = CHOICE_WEIGHT
-            elif text in KINDS or text in DEFECT_LEVELS:
+            elif text in self.kinds or text in DEFECT_LEVELS:
                 token_weight = WORD_WEIGHT
             else:
                 forced = text in prompt.CHUNKS or text.startswith('"')
@@ -170,7 +170,8 @@ class Narrator:
     """Turns cached samples into conversations, another one each time."""
 
     def __init__(self, speller: Speller, rng: np.random.Generator) -> None:
-        self.speller, self.rng = speller, rng
+        self.speller, self.rng, self.domain = speller, rng, speller.domain
+        self.spoken = words.language(speller.domain)
 
     def tell(self, kind: str, item: Item) -> Example:
         """One conversation about a sample of a kind of cache.py."""
@@ -184,12 +185,14 @@ class Narrator:
         whole = [v for v in views if v.role == "global"]
         shown = whole[int(rng.integers(len(whole)))] if augment and rng.random() < 0.6 else whole[0]
         zoom = augment and rng.random() < 0.1
-        self.speller.request(example, words.FIRST if zoom or rng.random() < 0.5 else words.FIRST_FINAL, shown)
+        self.speller.request(
+            example, self.spoken.first if zoom or rng.random() < 0.5 else self.spoken.first_final, shown
+        )
         if zoom:
             # Only what it costs to have looked: neither the aim nor the finding is taught, for nobody knows them.
             window = next(v for v in views if v.role == "window")
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
-            self.speller.request(example, words.CROP_FINAL if rng.random() < 0.5 else words.CROP, window)
+            self.speller.request(example, self.spoken.crop_final if rng.random() < 0.5 else self.spoken.crop, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
         score = item.sample["score"]
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
@@ -200,13 +203,15 @@ class Narrator:
         shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", "window"))
         defects, example = defects_of(item.sample), Example()
         if self.rng.random() < 0.5:
-            self.speller.request(example, words.FIRST, shown)
+            self.speller.request(example, self.spoken.first, shown)
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
-            self.speller.request(example, words.CROP_FINAL, window)
+            self.speller.request(example, self.spoken.crop_final, window)
             self.find(example, window, defects)
             defects = [d for d in defects if share(d, window) < FOUND_SHARE]
         else:
-            self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown)
+            self.speller.request(
+                example, self.spoken.first if self.rng.random() < 0.5 else self.spoken.first_final, shown
+            )
         self.answer(example, item.sample, shown, defects, attributes=None)
         return example
 
@@ -214,19 +219,19 @@ class Narrator:
         """A photo damaged all over (or clean): score, defects and attributes, all known."""
         (shown,) = shown_views(item)
         example = Example()
-        self.speller.request(example, words.FIRST if self.rng.random() < 0.5 else words.FIRST_FINAL, shown)
+        self.speller.request(example, self.spoken.first if self.rng.random() < 0.5 else self.spoken.first_final, shown)
         self.answer(example, item.sample, shown, defects_of(item.sample), item.sample["attributes"])
         return example
 
     def local(self, item: Item) -> Example:
         """A big photo damaged in places, or clean: looked at once, or probed."""
         shown, *crops = shown_views(item)
-        defects, attributes, example = defects_of(item.sample), local_attributes(item.sample), Example()
+        defects, attributes, example = defects_of(item.sample), local_attributes(item.sample, self.domain), Example()
         if self.rng.random() < SINGLE_PASS_SHARE:
-            self.speller.request(example, words.FIRST_FINAL, shown)
+            self.speller.request(example, self.spoken.first_final, shown)
             self.answer(example, item.sample, shown, defects, attributes)
             return example
-        self.speller.request(example, words.FIRST, shown)
+        self.speller.request(example, self.spoken.first, shown)
         left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
         for turn in range(most):
             crop = None
@@ -236,7 +241,7 @@ class Narrator:
                 crop = self.call_elsewhere(example, shown, crops, left)
             crops = [c for c in crops if c is not crop] or crops
             last = turn == most - 1
-            self.speller.request(example, words.CROP_FINAL if last else words.CROP, crop)
+            self.speller.request(example, self.spoken.crop_final if last else self.spoken.crop, crop)
             self.find(example, crop, defects)
             left = [d for d in left if share(d, crop) < FOUND_SHARE]
             if not last and (not left if defects else self.rng.random() >= LOOK_ON_SHARE):
@@ -311,7 +316,8 @@ class Narrator:
             self.speller.say(example, [prompt.DEFECTS_CLOSE])
         else:
             self.speller.say(
-                example, prompt.spell_attributes({name: score_token(attributes[name]) for name in ATTRIBUTES})
+                example,
+                prompt.spell_attributes({name: score_token(attributes[name]) for name in self.domain.attributes}),
             )
 
     def drill(self, item: Item, least: bool = False) -> Example:
@@ -320,18 +326,18 @@ class Narrator:
         every view as few tokens as may be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
-        self.speller.request(example, words.FIRST, shown, least)
+        self.speller.request(example, self.spoken.first, shown, least)
         for turn, (*corners, kind, _) in enumerate(shown.suspicions):
             x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
             target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
             self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
             crop = crops[int(self.rng.integers(len(crops)))]
-            template = words.CROP if turn + 1 < len(shown.suspicions) else words.CROP_FINAL
+            template = self.spoken.crop if turn + 1 < len(shown.suspicions) else self.spoken.crop_final
             self.speller.request(example, template, crop, least)
             self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
         score = float(np.clip(shown.score, SCORE_MIN, SCORE_MAX))
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
-        taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS)
+        taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *self.domain.kinds, *DEFECT_LEVELS)
         read = {self.speller.tokenizer.token_to_id(text) for text in taught}
         example.weights = [
             w if token in read else 0.0 for token, w in zip(example.tokens, example.weights, strict=True)
@@ -344,7 +350,7 @@ class Narrator:
         return kind, DEFECT_LEVELS[level - 1], coordinate_tokens([1000 * c for c in corners])
 
     def any_kind(self) -> str:
-        return str(self.rng.choice(list(ATTRIBUTE_OF)))
+        return str(self.rng.choice(self.domain.kinds))
 
 
 def shown_views(item: Item) -> list[Shown]:
@@ -372,9 +378,10 @@ def holds(found: Defect, box: Box) -> bool:
     return part is not None and part.area >= SEEN_SHARE * min(Box(*found.box).area, box.area)
 
 
-def local_attributes(sample: dict[str, Any]) -> dict[str, float]:
+def local_attributes(sample: dict[str, Any], domain: Domain = PHOTOS) -> dict[str, float]:
     """Each attribute of a locally broken photo: the score it would have with the defects of that attribute alone."""
     found = defects_of(sample)
     return {
-        name: score_after(CLEAN_SCORE, [d.cost for d in found if ATTRIBUTE_OF[d.kind] == name]) for name in ATTRIBUTES
+        name: score_after(CLEAN_SCORE, [d.cost for d in found if domain.attribute_of[d.kind] == name])
+        for name in domain.attributes
     }

@@ -8,6 +8,7 @@ For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which ne
 training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -19,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from cells import CELL_CHANNELS
+from defects import PHOTOS, Domain
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from runs import RunError, save, seeded
@@ -51,7 +53,10 @@ class Tokens:
     """Single tokens of many views. `tokens`: (n, CELL_CHANNELS); `views`: (n,) their view's row in `means`, `spreads`,
     `counts`; `kinds`, `levels`, `severities`: (n,) as of samples.token_truth."""
 
-    def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator) -> None:
+    def __init__(
+        self, items: dict[str, list[Item]], rng: np.random.Generator, names: tuple[str, ...] = PHOTOS.kinds
+    ) -> None:
+        self.names = names
         parts: list[list[NDArray[Any]]] = [[] for _ in range(8)]
         count = 0
         for kind in LESSONS:
@@ -67,7 +72,7 @@ class Tokens:
     def of_view(self, item: Item, index: int, number: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
         cells, view = item.read(index).astype(np.float32), item.sample["views"][index]
         rows, cols = tokens_of(cells)
-        truth = token_truth(rows, cols, Box(*view["box"]), item.sample)
+        truth = token_truth(rows, cols, Box(*view["box"]), item.sample, self.names)
         clean, damaged = np.flatnonzero(truth.kinds == 0), np.flatnonzero(truth.kinds > 0)
         most = CLEAN_TOKENS.get(view["role"], CLEAN_TOKENS["global"] // 2)
         picked = np.concatenate((rng.permutation(clean)[:most], rng.permutation(damaged)[:DAMAGED_TOKENS]))
@@ -197,7 +202,7 @@ def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def evaluate(eyes: Perception, items: list[Item]) -> dict[str, float]:
+def evaluate(eyes: Perception, items: list[Item], names: tuple[str, ...] = PHOTOS.kinds) -> dict[str, float]:
     """Of big dev photos: are damaged tokens and views told from clean ones, and do proposals lie on damages?"""
     tokens: dict[str, list[tuple[NDArray[np.bool_], NDArray[np.float32]]]] = {"global": [], "crop": []}
     views: dict[str, list[tuple[bool, float]]] = {"global": [], "crop": []}
@@ -205,7 +210,7 @@ def evaluate(eyes: Perception, items: list[Item]) -> dict[str, float]:
     for item in items:
         for index, view in enumerate(item.sample["views"]):
             cells = item.read(index).astype(np.float32)
-            truth = token_truth(*tokens_of(cells), Box(*view["box"]), item.sample)
+            truth = token_truth(*tokens_of(cells), Box(*view["box"]), item.sample, names)
             damaged = bool((truth.kinds > 0).any())
             if not damaged and (truth.kinds != 0).any():
                 continue
@@ -249,7 +254,7 @@ class Config:
     threads: int = 2
 
 
-def teach(config: Config) -> None:
+def teach(config: Config, domain: Domain = PHOTOS) -> None:
     """Eyes that are there already are not taught again: a stopped run goes on at the fold it was in, each of which
     takes less than a few minutes."""
     config.out.mkdir(parents=True, exist_ok=True)
@@ -258,24 +263,28 @@ def teach(config: Config) -> None:
     train, dev = ({kind: of_split(s, split) for kind, s in samples.items()} for split in ("train", "dev"))
     if not train["rated"] or not train["local"]:
         raise RunError(f"{config.cells}: holds no rated or no local samples to learn from; make them (encode.py)")
+    if config.folds and len(folds(samples["local"])) < 2:
+        raise RunError(
+            f"{config.cells}: one worker made it, so no fold can be left out; make it with two, or folds = false"
+        )
     started = time.monotonic()
     left_out = (*(folds(samples["local"]) if config.folds else ()), None)
     todo = [fold for fold in left_out if not eyes_file(config.out, fold).exists()]
     summaries = Summaries(train) if config.quality_epochs and todo else None
     for fold in todo:
         seeded(config.seed)
-        eyes = Perception()
+        eyes = Perception(len(domain.kinds))
         seen = {kind: [item for item in train[kind] if item.sample["fold"] != fold] for kind in LESSONS}
-        tokens = Tokens(seen, np.random.default_rng(config.seed))
+        tokens = Tokens(seen, np.random.default_rng(config.seed), domain.kinds)
         spent = f"{time.monotonic() - started:.0f} s"
         print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
         learn_damage(eyes.damage, tokens, config.damage_steps, config.rate)
         del tokens
         if summaries:
             learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs)
-        save(eyes_file(config.out, fold), {"eyes": eyes.state_dict()})
-    eyes = Perception()
+        save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), "domain": dataclasses.asdict(domain)})
+    eyes = Perception(len(domain.kinds))
     eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
-    result = evaluate(eyes.eval(), dev["aimed"] or dev["local"]) | ranked(eyes.quality, dev["rated"])
+    result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from defects import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE
+from defects import CLEAN_SCORE, PHOTOS
 from degradations import BANK
 from importance import image_signature
 from inject import Region, inject
@@ -190,12 +190,12 @@ def whole_sample(split: Split, name: str, clean: Pixels, base: float, rng: np.ra
     area = math.exp(rng.uniform(math.log(300 * 300), math.log(1024 * 768)))
     scale = min(1.0, math.sqrt(area / (w * h)))
     pixels = original = np.ascontiguousarray(rescaled(part, max(64, int(w * scale)), max(64, int(h * scale))))
-    attributes, defects = dict.fromkeys(ATTRIBUTES, CLEAN_SCORE), list[dict[str, Any]]()
+    attributes, defects = dict.fromkeys(PHOTOS.attributes, CLEAN_SCORE), list[dict[str, Any]]()
     for degradation in rng.choice(list(BANK), size=rng.choice((0, 1, 2), p=(0.15, 0.6, 0.25)), replace=False):
         level, kind = int(rng.integers(1, 6)), BANK[degradation].kind
         before = pixels
         pixels = BANK[degradation](pixels, level, int(rng.integers(2**31)))
-        attribute = ATTRIBUTE_OF[kind]
+        attribute = PHOTOS.attribute_of[kind]
         attributes[attribute] = min(attributes[attribute], CLEAN_SCORE - LEVEL_DROP * level)
         box = [0, 0, pixels.shape[1], pixels.shape[0]]
         loss = cost(likeness(before, pixels), WHOLE_IMPORTANCE, 1.0)
@@ -261,12 +261,11 @@ class Eyes:
     def __init__(self, path: Path, encoder: Path) -> None:
         import torch  # only here: the other kinds of sample need no torch in the workers
         from encode import Look
-        from visual import Perception, perceived, proposals
+        from look import eyes_of
+        from visual import perceived, proposals
 
         torch.set_num_threads(1)
-        perception = Perception()
-        perception.load_state_dict(torch.load(path, weights_only=True)["eyes"])
-        perception.eval()
+        perception, _ = eyes_of(path)
         look = Look(encoder)
 
         @torch.inference_mode()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import vocabulary as words
 from cells import IMAGENET_MEAN, IMAGENET_STD
-from defects import ATTRIBUTES, KINDS
+from defects import Domain
 from look import packed, suspicions
 from nano import Nano
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
@@ -117,7 +117,7 @@ class RecordedConversation(Conversation):
         super().show(request, pixels, view)
         if view not in self.seen:
             evidence = self.recorder.eyes.evidence
-            about: Any = suspicions(evidence)["suspicions"]
+            about: Any = suspicions(evidence, self.recorder.domain.kinds)["suspicions"]
             self.seen[view] = Shown(view.box, packed(evidence), float(evidence.score), request, about)
         before, after = self.engine.requests[request]
         self.transcript.entries += [*before, view, *after]
@@ -140,12 +140,15 @@ class RecordedConversation(Conversation):
 class RecordingEngine(Engine):
     """An engine over a PyTorch nano whose conversations are kept."""
 
-    def __init__(self, model: Nano, tokenizer: Any) -> None:
+    def __init__(self, model: Nano, tokenizer: Any, domain: Domain) -> None:
+        self.domain = domain
         self.eyes = SeeingBackend(model, MAX_TOKENS)
         self.finished: list[Transcript] = []
         self.last: RecordedConversation | None = None
         embeddings = model.get_input_embeddings().weight.detach().float().numpy()
-        super().__init__(contract_of(model), ModelInfo("nano", "training", "0" * 64), self.eyes, tokenizer, embeddings)
+        super().__init__(
+            contract_of(model, domain), ModelInfo("nano", "training", "0" * 64), self.eyes, tokenizer, embeddings
+        )
 
     def conversation(self) -> RecordedConversation:
         self.finished = []
@@ -158,7 +161,7 @@ class RecordingEngine(Engine):
         return [*self.finished, self.last.transcript]
 
 
-def contract_of(model: Nano) -> Contract:
+def contract_of(model: Nano, domain: Domain) -> Contract:
     """Of a model that no file holds yet."""
     text = model.config.text_config
     head_dim = text.hidden_size // text.num_attention_heads
@@ -168,15 +171,15 @@ def contract_of(model: Nano) -> Contract:
         version="training",
         licence="",
         precision="fp32",
-        kinds=KINDS,
-        attributes=ATTRIBUTES,
+        kinds=domain.kinds,
+        attributes=domain.attributes,
         coordinates="relative_1000",
         pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
         global_view=GLOBAL_VIEW,
         crop_view=CROP_VIEW,
         crop=CROP,
         decoder=DecoderSpec(text.num_hidden_layers, text.num_key_value_heads, head_dim, text.hidden_size, MAX_TOKENS),
-        language=words.LANGUAGE,
+        language=words.language(domain),
         files={},
     )
 
@@ -212,11 +215,11 @@ def _rollout(engine: RecordingEngine, speller: Speller, transcript: Transcript, 
         if request:
             view = transcript.entries[end + len(before)]
             assert isinstance(view, View)
-            speller.request(example, getattr(words.LANGUAGE, request), engine.last.seen[view])
+            speller.request(example, getattr(engine.contract.language, request), engine.last.seen[view])
             index = end + len(before) + 1 + len(after)
     choices = [Choice(places[at], allowed) for at, allowed in transcript.choices]
     score = float(said[said.index(prompt.ANSWER_OPEN) + 1])
-    attributes = {name: float(said[said.index(prompt.attribute_chunk(name)) + 1]) for name in ATTRIBUTES}
+    attributes = {name: float(said[said.index(prompt.attribute_chunk(name)) + 1]) for name in engine.domain.attributes}
     return Rollout(example, choices, score, attributes, verdict)
 
 

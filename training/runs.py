@@ -146,6 +146,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise RunError(f"{path}: {error}; the last good state stays") from error
 
 
+def checkpoint_of(path: Path, part: str) -> dict[str, Any]:
+    """A checkpoint that holds `part`. Raises RunError."""
+    try:
+        checkpoint = torch.load(path, weights_only=True)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing; name a checkpoint of the stage before") from error
+    except Exception as error:  # torch raises many kinds for what it did not write
+        raise RunError(f"{path}: is no checkpoint ({type(error).__name__}); name one of the stage before") from error
+    if not isinstance(checkpoint, dict) or part not in checkpoint or "domain" not in checkpoint:
+        raise RunError(f"{path}: holds no {part}; name a checkpoint of the stage before")
+    return checkpoint
+
+
 def _is_full(folder: Path) -> bool:
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize < 1 << 20

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from defects import KINDS, Defect
+from defects import PHOTOS, Defect
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from stores import Sample
@@ -24,10 +24,10 @@ def defects_of(sample: Sample) -> list[Defect]:
 
 
 class TokenTruth(NamedTuple):
-    """What is wrong with each token of a view, raster order. `kinds`: 0 clean, else 1 + index in KINDS; `levels`: 0..4;
-    UNKNOWN where a defect touches a token but does not fill it, and for the level of clean ones. `severities`: of the
-    defect, NaN where none fills a token. `boxes`: (tokens, 4) the visible part of the defect, 0..1 of the view, NaN
-    where there is none."""
+    """What is wrong with each token of a view, raster order. `kinds`: 0 clean, else 1 + index in the domain's kinds;
+    `levels`: 0..4; UNKNOWN where a defect touches a token but does not fill it, and for the level of clean ones.
+    `severities`: of the defect, NaN where none fills a token. `boxes`: (tokens, 4) the visible part of the defect, 0..1
+    of the view, NaN where there is none."""
 
     kinds: NDArray[np.int64]
     levels: NDArray[np.int64]
@@ -41,8 +41,8 @@ def severity(found: Defect, photo_px: int) -> float:
     return min(1.0, found.cost / size_factor((x2 - x1) * (y2 - y1) / photo_px))
 
 
-def token_truth(rows: int, cols: int, box: Box, sample: Sample) -> TokenTruth:
-    """`rows`, `cols`: tokens of a view that shows `box` (photo pixels) of a sample."""
+def token_truth(rows: int, cols: int, box: Box, sample: Sample, names: tuple[str, ...] = PHOTOS.kinds) -> TokenTruth:
+    """`rows`, `cols`: tokens of a view that shows `box` (photo pixels) of a sample; `names`: of the kinds."""
     found = defects_of(sample)
     kinds, levels = np.zeros((rows, cols), np.int64), np.full((rows, cols), UNKNOWN)
     severities = np.full((rows, cols), np.nan, np.float32)
@@ -60,7 +60,7 @@ def token_truth(rows: int, cols: int, box: Box, sample: Sample) -> TokenTruth:
         filled = (area / token_area >= TOKEN_FILLED) | (area / ((x2 - x1) * (y2 - y1)) >= DAMAGE_INSIDE)
         touched = (area / token_area >= TOKEN_TOUCHED) | filled
         kinds[touched & ~filled & (kinds == 0)] = UNKNOWN
-        kinds[filled], levels[filled] = 1 + KINDS.index(defect.kind), defect.level - 1
+        kinds[filled], levels[filled] = 1 + names.index(defect.kind), defect.level - 1
         severities[filled] = severity(defect, sample["width"] * sample["height"])
         boxes[touched] = np.clip(
             (

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 import vocabulary as words
 from cells import CellEncoder
-from look import LOOKED, SEEN_CHANNELS, unpacked
+from defects import Domain
+from look import LOOKED, eyes_of, seen_channels, unpacked
 from nano import Nano, config, write_numbers
 from narrator import Example, Narrator, Speller
 from numpy.typing import NDArray
-from runs import Run, RunError, cosine, save, seeded
+from runs import Run, RunError, checkpoint_of, cosine, save, seeded
 from scipy.stats import pearsonr, spearmanr
 from stores import Item, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
-from visual import described
+from visual import Perception, described
 
 SCORE_SIGMA: Final = 0.25
 COORDINATE_SIGMA: Final = 15.0  # of 1000
@@ -219,37 +220,41 @@ class Config:
             raise ValueError("drill_steps must be 0 to steps")
 
 
-def fresh(tokenizer: Any, encoder: Path | None, eyes: Path) -> Nano:
+def fresh(tokenizer: Any, encoder: Path | None, eyes: Perception, domain: Domain) -> Nano:
     """A nano whose vision side is taught and whose decoder is not."""
-    model = Nano(config(tokenizer))
+    model = Nano(config(tokenizer, domain=domain))
     visual = model.model.visual
     visual.encoder.load_state_dict(CellEncoder.tuned(encoder).state_dict())
-    visual.perception.load_state_dict(torch.load(eyes, weights_only=True)["eyes"])
+    visual.perception.load_state_dict(eyes.state_dict())
     visual.encoder.requires_grad_(False)
     visual.perception.requires_grad_(False)
     write_numbers(model, tokenizer)
     return model
 
 
-def start_of(checkpoint: Path, tokenizer: Any) -> Nano:
-    """The model of a checkpoint of any stage."""
-    model = Nano(config(tokenizer))
-    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
-    return model
+def start_of(path: Path) -> tuple[Nano, Any, Domain]:
+    """The model of a checkpoint, its tokenizer and its domain. Raises RunError."""
+    checkpoint = checkpoint_of(path, "model")
+    domain = Domain.of(checkpoint)
+    tokenizer = words.build(domain)
+    model = Nano(config(tokenizer, domain=domain))
+    model.load_state_dict(checkpoint["model"])
+    return model, tokenizer, domain
 
 
 def teach(settings: Config) -> None:
     """Writes OUT/stepN.pt at every evaluation, and OUT/best.pt where rated photos rank best."""
     torch.set_num_threads(settings.threads)
     rng = seeded(settings.seed)
-    tokenizer = words.build()
-    samples = {kind: items_of(settings.looked, kind, SEEN_CHANNELS, np.float16) for kind in LOOKED}
+    eyes, domain = eyes_of(settings.eyes)
+    tokenizer = words.build(domain)
+    samples = {kind: items_of(settings.looked, kind, seen_channels(len(domain.kinds)), np.float16) for kind in LOOKED}
     train, dev = ({kind: of_split(all_, split) for kind, all_ in samples.items()} for split in ("train", "dev"))
     if not train["rated"]:
         raise RunError(f"{settings.looked}: holds no rated sample to learn from; make them (look.py)")
-    model = fresh(tokenizer, settings.encoder, settings.eyes)
-    speller = Speller(tokenizer)
-    narrator = Narrator(Speller(tokenizer, rng), rng)
+    model = fresh(tokenizer, settings.encoder, eyes, domain)
+    speller = Speller(tokenizer, domain=domain)
+    narrator = Narrator(Speller(tokenizer, rng, domain), rng)
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizers = optimizers_of(model, settings.rate, settings.decay)
@@ -288,7 +293,12 @@ def teach(settings: Config) -> None:
             model.load_state_dict(average, strict=False)
             result = evaluate(trainer, Narrator(speller, np.random.default_rng(7)), dev)
             run.log(**result)
-            kept = {"model": model.state_dict(), "step": step + 1, "result": result}
+            kept = {
+                "model": model.state_dict(),
+                "domain": dataclasses.asdict(domain),
+                "step": step + 1,
+                "result": result,
+            }
             save(settings.out / f"step{step + 1}.pt", kept)
             if step >= settings.drill_steps:
                 stale = 0 if result["dev_srcc"] > best else stale + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from defects import ATTRIBUTE_OF, ATTRIBUTES, CLEAN_SCORE
+from defects import CLEAN_SCORE, Domain
 from photos import rated_photos
 from vista import rows_of
 from vista_score import score as score_after
@@ -29,17 +29,17 @@ class Task:
     source: str
 
 
-def rated_tasks(folder: Path, split: str) -> list[Task]:
+def rated_tasks(folder: Path, split: str, domain: Domain) -> list[Task]:
     """Rated photos. A `mos.csv` may have a column for any attribute, 0..1 as the mos is."""
     extra: dict[str, dict[str, float]] = {}
     with (folder / "mos.csv").open(newline="") as table:
         for row in csv.DictReader(table):
-            extra[row["filename"]] = {name: 1 + 4 * float(row[name]) for name in ATTRIBUTES if row.get(name)}
+            extra[row["filename"]] = {name: 1 + 4 * float(row[name]) for name in domain.attributes if row.get(name)}
     photos = [p for p in rated_photos(folder) if p.split == split]
     return [Task(p.path, p.score, AUTHENTIC, extra[p.path.name], None, p.path.name) for p in photos]
 
 
-def vista_tasks(root: Path, split: str, small: bool) -> list[Task]:
+def vista_tasks(root: Path, split: str, small: bool, domain: Domain) -> list[Task]:
     """Images of a set of vista.py whose defects are known; `small`: their copies of 512 px."""
     tasks = []
     for row in rows_of(root):
@@ -49,7 +49,7 @@ def vista_tasks(root: Path, split: str, small: bool) -> list[Task]:
         scale = image["width"] / row["width"]
         boxes = tuple(_scaled(region["box"], scale) for region in row["regions"])
         tasks.append(
-            Task(root / image["image"], row["score"], SYNTHETIC, attributes_of(row), boxes, str(row["source"]))
+            Task(root / image["image"], row["score"], SYNTHETIC, attributes_of(row, domain), boxes, str(row["source"]))
         )
     return tasks
 
@@ -59,11 +59,11 @@ def _scaled(box: Sequence[int], scale: float) -> tuple[int, int, int, int]:
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
-def attributes_of(row: dict[str, Any]) -> dict[str, float]:
+def attributes_of(row: dict[str, Any], domain: Domain) -> dict[str, float]:
     """Each attribute's score: what the photo would have with the defects of that attribute alone."""
     return {
-        name: score_after(CLEAN_SCORE, [r["cost"] for r in row["regions"] if ATTRIBUTE_OF[r["kind"]] == name])
-        for name in ATTRIBUTES
+        name: score_after(CLEAN_SCORE, [r["cost"] for r in row["regions"] if domain.attribute_of[r["kind"]] == name])
+        for name in domain.attributes
     }
 
 

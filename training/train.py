@@ -1,4 +1,4 @@
-"""Trains nano, stage by stage.
+"""Trains nano, or a large model, stage by stage.
 
     python training/train.py STAGE --config FILE [--restart]
 
@@ -10,25 +10,29 @@
 | refine | stage 3: GRPO with real crops, decoupled rewards | configs/refine.toml |
 
 Configs are TOML; an unknown key is an error. A stopped run goes on when the same command is given again, from a state
-that is less than a minute old, and ends as it would have.
+that is less than a minute old, and ends as it would have. A config with the key `checkpoint` is one of a
+Qwen2.5-VL-class model (sft, rank, refine; large/stages.py), whose states are TRL's.
 """
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import grpo
+import look
 import numpy as np
 import perceive
 import sft
 import torch
 import tune
-import vocabulary as words
-from config import ConfigError, flat, read
+from config import ConfigError, flat, read, table_of
+from defects import PHOTOS, Domain
 from narrator import Speller
 from rollouts import RecordingEngine
 from runs import Run, RunError, save, seeded
@@ -40,14 +44,17 @@ from qcheck.errors import QcheckError
 
 @dataclass(frozen=True, slots=True)
 class PerceiveConfig:
-    """Stage 0. `views`: of render.py; `cells`: of encode.py, which lies between its two parts."""
+    """Stage 0, in three parts: encode.py has to make cells between the first and the second. `domain`: what to look
+    for; the checkpoints carry it on to all later stages."""
 
     encoder: tune.Config | None = None
     eyes: perceive.Config | None = None
+    looked: look.Config | None = None
+    domain: Domain = PHOTOS
 
     def __post_init__(self) -> None:
-        if self.encoder is None and self.eyes is None:
-            raise ValueError("give [encoder], [eyes] or both")
+        if self.encoder is None and self.eyes is None and self.looked is None:
+            raise ValueError("give [encoder], [eyes], [looked] or several of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +83,12 @@ class PolicyConfig:
             raise ValueError("steps and every must be 1 or more")
 
 
-def tasks_of(config: PolicyConfig, split: str) -> list[Task]:
+def tasks_of(config: PolicyConfig, split: str, domain: Domain) -> list[Task]:
     found: list[Task] = []
     if config.rated is not None:
-        found += rated_tasks(config.rated, split)
+        found += rated_tasks(config.rated, split, domain)
     if config.vista is not None:
-        found += vista_tasks(config.vista, split, config.small)
+        found += vista_tasks(config.vista, split, config.small, domain)
     missing = next((task.path for task in found if not task.path.is_file()), None)
     if missing is not None:
         raise RunError(f"{missing}: is named in the data and missing; add it or take its row out")
@@ -92,29 +99,31 @@ def reinforce(config: PolicyConfig) -> None:
     """GRPO from a checkpoint; writes OUT/best.pt, which the next stage and export_nano.py take."""
     torch.set_num_threads(config.threads)
     rng = seeded(config.seed)
-    tokenizer = words.build()
-    model = sft.start_of(config.start, tokenizer)
+    model, tokenizer, domain = sft.start_of(config.start)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in config.learned))
-    speller = Speller(tokenizer)
+    speller = Speller(tokenizer, domain=domain)
     trainer = sft.Trainer(model, sft.Targets(tokenizer), speller.image_id)
-    policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer), speller)
-    train_tasks, dev_tasks = tasks_of(config, "train"), tasks_of(config, "dev")
+    policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer, domain), speller)
+    train_tasks, dev_tasks = tasks_of(config, "train", domain), tasks_of(config, "dev", domain)
     kept = [dev_tasks[i] for i in sorted({round(i) for i in np.linspace(0, len(dev_tasks) - 1, config.dev_photos)})]
 
     run = Run(config.out, flat(config), config.steps)
 
     def save_best(figures: dict[str, float]) -> None:
-        save(config.out / "best.pt", {"model": model.state_dict(), "step": run.step + 1, "result": figures})
+        known = {"domain": dataclasses.asdict(domain), "step": run.step + 1, "result": figures}
+        save(config.out / "best.pt", {"model": model.state_dict(), **known})
 
     grpo.train(policy, run, config.policy, train_tasks, kept, rng, config.every, config.patience, save_best)
 
 
 def perceive_all(config: PerceiveConfig) -> None:
     if config.encoder is not None:
-        tune.tune(config.encoder)
+        tune.tune(config.encoder, config.domain)
     if config.eyes is not None:
-        perceive.teach(config.eyes)
+        perceive.teach(config.eyes, config.domain)
+    if config.looked is not None:
+        look.look_at_all(config.looked)
 
 
 STAGES: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
@@ -133,8 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--restart", action="store_true", help="from the beginning; what is in the run's folder is lost"
     )
     args = parser.parse_args(arguments)
-    kind, stage = STAGES[args.stage]
     try:
+        kind, stage = large(args.stage) if names_a_checkpoint(args.config) else STAGES[args.stage]
         config = read(args.config, kind)
         if args.restart:
             for out in outs_of(config):
@@ -152,8 +161,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def names_a_checkpoint(path: Path) -> bool:
+    """Whether a config is one of a large model."""
+    return "checkpoint" in table_of(path)
+
+
+def large(stage: str) -> tuple[type[Any], Callable[[Any], None]]:
+    """A stage on a large model. Raises ConfigError where it is not served here."""
+    if stage == "perceive":
+        raise ConfigError("checkpoint: a large model sees already; perceive is for nano")
+    try:
+        from large import stages
+    except ImportError as error:
+        raise ConfigError(f"checkpoint: a large model needs {error.name}; pip install -e '.[large]'") from error
+    return stages.Config, partial(stages.train, stage)
+
+
 def outs_of(config: Any) -> list[Path]:
-    parts = [config.encoder, config.eyes] if isinstance(config, PerceiveConfig) else [config]
+    parts = [config.encoder, config.eyes, config.looked] if isinstance(config, PerceiveConfig) else [config]
     return [part.out for part in parts if part is not None]
 
 

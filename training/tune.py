@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from cells import IMAGENET_MEAN, IMAGENET_STD, SURVEY_CHANNELS, VIEW_CHANNELS, CellEncoder
+from defects import PHOTOS, Domain
 from nano_spec import CELLS_PER_SIDE, TOKEN_PX
 from numpy.typing import NDArray
 from runs import Run, RunError, cosine, save, seeded
@@ -51,15 +52,16 @@ STD: Final = torch.tensor(IMAGENET_STD)[None, :, None, None]
 class Heads(nn.Module):
     """What the convolutions are taught through."""
 
-    def __init__(self) -> None:
+    def __init__(self, domain: Domain = PHOTOS) -> None:
         super().__init__()
+        self.domain = domain
         self.register_buffer("mean", torch.zeros(2 * VIEW_CHANNELS))
         self.register_buffer("std", torch.ones(2 * VIEW_CHANNELS))
         self.line = nn.Linear(2 * VIEW_CHANNELS, 1)
         self.network = nn.Sequential(
             nn.Dropout(0.3), nn.Linear(2 * VIEW_CHANNELS, 256), nn.GELU(), nn.Dropout(0.5), nn.Linear(256, 1)
         )
-        self.damage = Damage()
+        self.damage = Damage(len(domain.kinds))
 
     def score(self, cells: Tensor) -> Tensor:
         """(n, rows, cols, VIEW_CHANNELS) -> (n,)."""
@@ -68,7 +70,7 @@ class Heads(nn.Module):
         return score
 
     def tokens(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, rows, cols, VIEW_CHANNELS) -> both branches' outputs, (n, tokens, DAMAGE_OUTPUTS)."""
+        """(n, rows, cols, VIEW_CHANNELS) -> both branches' outputs, (n, tokens, outputs)."""
         cells = F.pad(cells, (0, SURVEY_CHANNELS))  # a tile has no survey
         one, other = self.damage.branches(cells)
         return one.flatten(1, 2), other.flatten(1, 2)
@@ -83,8 +85,8 @@ def normalised(pixels: NDArray[np.uint8]) -> Tensor:
 class Tiles:
     """Draws tiles of training views."""
 
-    def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator) -> None:
-        self.items, self.rng = items, rng
+    def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator, domain: Domain = PHOTOS) -> None:
+        self.items, self.rng, self.names = items, rng, domain.kinds
 
     def rated(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(count, RATED_TILE_PX, RATED_TILE_PX, 3) and scores (count,)."""
@@ -124,7 +126,7 @@ class Tiles:
         rows, cols, side = pixels.shape[0] // TOKEN_PX, pixels.shape[1] // TOKEN_PX, TILE_PX // TOKEN_PX
         if min(rows, cols) < side:
             return None
-        truth = token_truth(rows, cols, box, item.sample)
+        truth = token_truth(rows, cols, box, item.sample, self.names)
         kinds, levels = truth.kinds.reshape(rows, cols), truth.levels.reshape(rows, cols)
         wanted = bool((kinds > 0).any()) and self.rng.random() < ON_DEFECT
         for _ in range(TRIES):
@@ -154,7 +156,7 @@ def lesson(encoder: CellEncoder, heads: Heads, tiles: Tiles) -> tuple[Tensor, di
     kinds, levels = torch.from_numpy(kinds_).flatten(), torch.from_numpy(levels_).flatten()
     kind_loss, level_loss = torch.zeros(()), torch.zeros(())
     for outputs in heads.tokens(cells.float()):
-        kind, level, _ = Damage.apart(outputs.flatten(0, 1))
+        kind, level, _ = heads.damage.apart(outputs.flatten(0, 1))
         level = level[torch.arange(len(kinds)), (kinds - 1).clamp(min=0)]
         kind_loss = kind_loss + F.cross_entropy(kind, kinds, ignore_index=UNKNOWN)
         if bool((levels >= 0).any()):
@@ -208,9 +210,9 @@ def evaluate(encoder: CellEncoder, heads: Heads, dev: dict[str, list[Item]]) -> 
         for index, view in enumerate(item.sample["views"][:2]):
             (cells,) = cells_of(encoder, [item.read(index)])
             rows, cols = cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
-            known = token_truth(rows, cols, Box(*view["box"]), item.sample).kinds
+            known = token_truth(rows, cols, Box(*view["box"]), item.sample, heads.domain.kinds).kinds
             one, other = heads.tokens(cells)
-            kind, _, _ = Damage.apart((one[0] + other[0]) / 2)
+            kind, _, _ = heads.damage.apart((one[0] + other[0]) / 2)
             odd = (kind[:, 1:].logsumexp(-1) - kind[:, 0]).numpy()
             labels.append(known[known >= 0] > 0)
             odds.append(odd[known >= 0])
@@ -233,7 +235,7 @@ class Config:
     threads: int = 2
 
 
-def tune(config: Config) -> None:
+def tune(config: Config, domain: Domain = PHOTOS) -> None:
     torch.set_num_threads(config.threads)
     rng = seeded(config.seed)
     items = {kind: items_of(config.views, kind, 3, np.uint8) for kind in ("rated", *BATCH)}
@@ -241,8 +243,8 @@ def tune(config: Config) -> None:
     empty = next((kind for kind in train if not train[kind]), None)
     if empty:
         raise RunError(f"{config.views}: holds no {empty} sample to learn from; make them (render.py)")
-    tiles = Tiles(train, rng)
-    encoder, heads = CellEncoder.pretrained().to(memory_format=torch.channels_last), Heads()
+    tiles = Tiles(train, rng, domain)
+    encoder, heads = CellEncoder.pretrained().to(memory_format=torch.channels_last), Heads(domain)
     encoder.features[:FROZEN_BLOCKS].requires_grad_(False)
     learned = [p for p in encoder.parameters() if p.requires_grad]
     average = copy.deepcopy(encoder), copy.deepcopy(heads)

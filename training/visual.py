@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from cells import CELL_CHANNELS, CellEncoder
-from defects import KINDS
+from defects import PHOTOS
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,22 +37,17 @@ PROPOSALS: Final = 3
 SCAN_BIAS: Final = 0.5  # log odds of damage that a token must exceed to enlarge a proposal; best on the dev split
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 LEAST_DAMAGE: Final = 1e-6  # summed probability
-KIND_OUTPUTS: Final = 1 + len(KINDS)  # 0: clean
 LEVELS: Final = len(DEFECT_LEVELS)
-# A level of each kind, for strong blur is not strong noise; and what it costs the photo, whatever its kind.
-DAMAGE_OUTPUTS: Final = KIND_OUTPUTS + len(KINDS) * LEVELS + 1
+PHOTO_KINDS: Final = len(PHOTOS.kinds)
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 20.0  # summed log odds
 # Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the view's score.
 PROPOSAL_NUMBERS: Final = 7
 SLOTS: Final = PROPOSAL_NUMBERS * PROPOSALS + 1
-READING: Final = KIND_OUTPUTS + LEVELS + 2 + SLOTS + NUMBER_BINS
-PROPOSAL_READING: Final = PROPOSAL_NUMBERS * NUMBER_BINS + KIND_OUTPUTS + LEVELS
-VIEW_READING: Final = PROPOSALS * PROPOSAL_READING + NUMBER_BINS
 
 
 class Evidence(NamedTuple):
-    """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, KIND_OUTPUTS) logits, 0 clean;
+    """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, 1 + kinds) logits, 0 clean;
     `levels`: (rows, cols, LEVELS) logits; `severity`: (rows, cols, 1) 0..1, what a defect there costs the photo, less
     its size (samples.severity); `score`: (1,), 1..5. For a batch of views of one size, each has one more axis in front.
     """
@@ -88,14 +83,16 @@ class Proposals(NamedTuple):
 class Damage(nn.Module):
     """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds, levels and severity of each token."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
+        self.kinds = kinds
+        # A level of each kind, for strong blur is not strong noise; and what it costs the photo, whatever its kind.
+        self.outputs = 1 + kinds + kinds * LEVELS + 1
         self.register_buffer("mean", torch.zeros(CELL_CHANNELS))
         self.register_buffer("std", torch.ones(CELL_CHANNELS))
         self.absolute, self.relative = (self.branch() for _ in range(2))
 
-    @staticmethod
-    def branch() -> nn.Sequential:
+    def branch(self) -> nn.Sequential:
         return nn.Sequential(
             nn.Dropout(INPUT_DROPOUT),
             nn.Linear(CELL_CHANNELS + 1, DAMAGE_WIDTH),
@@ -104,7 +101,7 @@ class Damage(nn.Module):
             nn.Linear(DAMAGE_WIDTH, DAMAGE_WIDTH),
             nn.GELU(),
             nn.Dropout(DAMAGE_DROPOUT),
-            nn.Linear(DAMAGE_WIDTH, DAMAGE_OUTPUTS),
+            nn.Linear(DAMAGE_WIDTH, self.outputs),
         )
 
     def normalised(self, tokens: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,19 +112,18 @@ class Damage(nn.Module):
         return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
 
     def read(self, absolute: Tensor, relative: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of both branches, (..., DAMAGE_OUTPUTS) each, as `apart` takes them. `count`: (..., 1) tokens of the
+        """Outputs of both branches, (..., outputs) each, as `apart` takes them. `count`: (..., 1) tokens of the
         view: only big photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
         size = torch.log2(count / COUNT_UNIT)
         return self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
 
-    @staticmethod
-    def apart(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., KIND_OUTPUTS) logits, of the levels of each kind, (..., kinds, LEVELS), and of severity, (..., 1)."""
-        levels = outputs[..., KIND_OUTPUTS:-1].unflatten(-1, (len(KINDS), LEVELS))
-        return outputs[..., :KIND_OUTPUTS], levels, outputs[..., -1:]
+    def apart(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., 1 + kinds) logits, of the levels of each kind, (..., kinds, LEVELS), and of severity, (..., 1)."""
+        levels = outputs[..., 1 + self.kinds : -1].unflatten(-1, (self.kinds, LEVELS))
+        return outputs[..., : 1 + self.kinds], levels, outputs[..., -1:]
 
     def branches(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of both for each token of views, (views, rows, cols, DAMAGE_OUTPUTS)."""
+        """The outputs of both for each token of views, (views, rows, cols, outputs)."""
         views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
         mean = cells.mean((1, 2), keepdim=True)
         spread = torch.sqrt(((cells - mean) ** 2).mean((1, 2), keepdim=True))
@@ -192,9 +188,9 @@ def summary(cells: Tensor) -> Tensor:
 class Perception(nn.Module):
     """Cells of views of one size, (views, rows, cols, CELL_CHANNELS) -> their Evidence."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
-        self.damage, self.quality = Damage(), Quality()
+        self.damage, self.quality = Damage(kinds), Quality()
 
     def forward(self, cells: Tensor) -> Evidence:
         return Evidence(*self.damage(cells), self.quality(cells))
@@ -218,26 +214,36 @@ def by_size(views: Sequence[Tensor]) -> list[list[int]]:
     return list(sizes.values())
 
 
+def reading_size(kinds: int) -> int:
+    """Of what `described` says of a token."""
+    return 1 + kinds + LEVELS + 2 + SLOTS + NUMBER_BINS
+
+
+def view_reading_size(kinds: int) -> int:
+    """Of what `described` says of a view."""
+    return PROPOSALS * (PROPOSAL_NUMBERS * NUMBER_BINS + 1 + kinds + LEVELS) + NUMBER_BINS
+
+
 class Projector(nn.Module):
     """What `described` makes of a view's evidence, at the decoder's width."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
-        self.from_reading = nn.Linear(READING, hidden)
-        self.from_view = nn.Linear(VIEW_READING, hidden, bias=False)
+        self.from_reading = nn.Linear(reading_size(kinds), hidden)
+        self.from_view = nn.Linear(view_reading_size(kinds), hidden, bias=False)
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, reading: Tensor, view: Tensor) -> Tensor:
-        """(n, READING) and (n or 1, VIEW_READING) -> (n, hidden)."""
+        """(n, reading_size) and (n or 1, view_reading_size) -> (n, hidden)."""
         x = self.from_reading(reading) + self.from_view(view)
         projected: Tensor = self.norm(x + self.mix(x))
         return projected
 
 
 def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """A view's evidence as inputs of the projector: (tokens, READING), each token's own, and (VIEW_READING,): the
-    proposals and the score.
+    """A view's evidence as inputs of the projector: (tokens, reading_size), each token's own, and
+    (view_reading_size,), the proposals and the score.
 
     Every token also carries one number of the view as a whole, and which (its place in raster order modulo SLOTS): to
     say a coordinate, a level or a score the decoder then only has to look up its slot.
@@ -301,12 +307,12 @@ def proposals(evidence: Evidence) -> Proposals:
 class NanoVisual(nn.Module):
     """Pixels to image tokens, with the call signature of Qwen2.5-VL's vision tower."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
         self.spatial_merge_size = MERGE
         self.encoder = CellEncoder()
-        self.perception = Perception()
-        self.projector = Projector(hidden)
+        self.perception = Perception(kinds)
+        self.projector = Projector(hidden, kinds)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,7 +3,7 @@ BPE for the words of the prompt."""
 
 from typing import Final
 
-from defects import ATTRIBUTES, KINDS
+from defects import PHOTOS, Domain
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qcheck import prompt
@@ -21,19 +21,18 @@ COORDINATE_TOKENS: Final = tuple(str(value) for value in range(0, 1001, COORDINA
 
 _ASSISTANT: Final = "<|im_end|>\n<|im_start|>assistant\n"
 _PICTURE: Final = f"{VISION_START}{IMAGE_SLOT}{VISION_END}"
-_FIRST: Final = f"<|im_start|>user\n{_PICTURE}Rate this photo. "
-_CROP: Final = f"\n<|im_start|>user\n<tool_response>{_PICTURE}</tool_response>"
-MAY_ZOOM: Final = "Zoom or answer."
-MUST_ANSWER: Final = "Answer now."
-FIRST: Final = _FIRST + MAY_ZOOM + _ASSISTANT
-FIRST_FINAL: Final = _FIRST + MUST_ANSWER + _ASSISTANT
-CROP: Final = _CROP + MAY_ZOOM + _ASSISTANT
-CROP_FINAL: Final = _CROP + MUST_ANSWER + _ASSISTANT
-LANGUAGE: Final = LanguageSpec("probe-json", FIRST, FIRST_FINAL, CROP, CROP_FINAL, SCORE_TOKENS, COORDINATE_TOKENS)
 
 
-def build() -> Tokenizer:
-    """A `tokenizers` tokenizer; the same ids every time."""
+def language(domain: Domain = PHOTOS) -> LanguageSpec:
+    """A domain's prompts, and the tokens that are numbers."""
+    first = f"<|im_start|>user\n{_PICTURE}{domain.request} "
+    crop = f"\n<|im_start|>user\n<tool_response>{_PICTURE}</tool_response>"
+    prompts = [start + how + _ASSISTANT for start in (first, crop) for how in (domain.may_zoom, domain.must_answer)]
+    return LanguageSpec("probe-json", *prompts, SCORE_TOKENS, COORDINATE_TOKENS)
+
+
+def build(domain: Domain = PHOTOS) -> Tokenizer:
+    """A domain's `tokenizers` tokenizer; the same ids every time."""
     tokenizer = Tokenizer(models.BPE())
     # ByteLevel, because llguidance takes no other kind.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -41,13 +40,16 @@ def build() -> Tokenizer:
     singles = [
         *CONTROL,
         *prompt.CHUNKS,
-        *map(prompt.attribute_chunk, ATTRIBUTES),
-        *KINDS,
+        *map(prompt.attribute_chunk, domain.attributes),
+        *domain.kinds,
         *DEFECT_LEVELS,
         *SCORE_TOKENS,
         *COORDINATE_TOKENS,
     ]
-    texts = [text.replace(IMAGE_SLOT, "") for text in (FIRST, FIRST_FINAL, CROP, CROP_FINAL)]
+    spoken = language(domain)
+    texts = [
+        text.replace(IMAGE_SLOT, "") for text in (spoken.first, spoken.first_final, spoken.crop, spoken.crop_final)
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=len(singles) + 256 + 64,
         special_tokens=[AddedToken(text, special=True, normalized=False) for text in singles],

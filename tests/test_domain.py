@@ -1,0 +1,116 @@
+"""Another domain by config alone: scratches and dents on surfaces, from stage 0 to a model that speaks of them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script
+
+from qcheck.engine import Sampler
+from qcheck.photo import Photo
+from qcheck.probe import Limits
+
+torch = library("torch")
+library("transformers")
+train, sft, encode, look, cells = (script(name) for name in ("train", "sft", "encode", "look", "cells"))
+narrator, rollouts, stores, visual = (script(name) for name in ("narrator", "rollouts", "stores", "visual"))
+
+DOMAIN = """
+[domain]
+attributes = ["surface", "form"]
+request = "Inspect this part."
+may_zoom = "Look closer or judge."
+must_answer = "Judge now."
+[domain.attribute_of]
+scratch = "surface"
+dent = "form"
+"""
+
+
+def view(rng: np.random.Generator, kind: str | None) -> tuple[Any, list[dict[str, Any]]]:
+    """Cells of 4 x 6 tokens; a scratch raises some channels in a rectangle, a dent others."""
+    shown = rng.normal(size=(8, 12, cells.CELL_CHANNELS)).astype(np.float16)
+    if kind is None:
+        return shown, []
+    x, y = int(rng.integers(0, 4)), int(rng.integers(0, 3))
+    channels = slice(0, 60) if kind == "scratch" else slice(60, 120)
+    shown[2 * y : 2 * y + 4, 2 * x : 2 * x + 6, channels] += 1.2
+    box = [100 * x, 100 * y, 100 * x + 300, 100 * y + 200]
+    return shown, [{"kind": kind, "level": 1 + 2 * (kind == "dent"), "box": box, "cost": 0.3}]
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What render.py and encode.py would have made of pictures of parts."""
+    folder: Path = tmp_path_factory.mktemp("cells")
+    rng = np.random.default_rng(0)
+    for kind, count in (("rated", 12), ("patched", 12), ("whole", 8), ("local", 50), ("aimed", 12)):
+        writers = [encode.CellStore(folder, f"{kind}-{fold}").writer() for fold in range(2)]
+        for index in range(count):
+            shown, defects = view(rng, (None, "scratch", "dent")[index % 3])
+            about = {"role": "global", "box": [0, 0, 600, 400]}
+            sample = {"split": "dev" if index % 5 == 4 else "train", "name": f"{index}", "width": 600, "height": 400}
+            sample |= {"score": 4.6 - len(defects), "defects": defects, "attributes": {"surface": 4.0, "form": 4.0}}
+            crops = [({"role": f"aim{i}", "box": [0, 0, 300, 400]}, shown[:, :6]) for i in range(3)]
+            seen = [(about, shown), *(crops if kind in ("local", "aimed") else ())]
+            writers[index // 3 % 2].add(sample, iter(seen))
+        for writer in writers:
+            writer.close()
+    return folder
+
+
+def run(folder: Path, stage: str, text: str) -> None:
+    (folder / f"{stage}.toml").write_text(text)
+    assert train.main([stage, "--config", str(folder / f"{stage}.toml")]) == 0
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, cached: Path) -> Path:
+    folder: Path = tmp_path_factory.mktemp("domain")
+    # The ImageNet weights are not needed to see that a domain is learned.
+    torch.save({"encoder": cells.CellEncoder().state_dict()}, folder / "encoder.pt")
+    eyes = (
+        f'[eyes]\ncells = "{cached}"\nout = "eyes"\ndamage_steps = 80\nquality_epochs = 1\nrate = 3e-3\nthreads = 1\n'
+    )
+    looked = f'[looked]\ncells = "{cached}"\neyes = "eyes"\nout = "looked"\nthreads = 1\n'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script("perceive"), "TOKEN_BATCH", 256)
+        run(folder, "perceive", eyes + looked + DOMAIN)
+    keys = 'looked = "looked"\neyes = "eyes/eyes.pt"\nencoder = "encoder.pt"\nout = "sft"\nthreads = 1\n'
+    batch = "steps = 3\ndrill_steps = 1\nevery = 3\nbatch = {rated = 2, patched = 2, whole = 2, local = 2, aimed = 2}\n"
+    run(folder, "sft", keys + batch)
+    return folder
+
+
+def test_the_eyes_tell_scratches_from_dents(taught: Path) -> None:
+    eyes, domain = look.eyes_of(taught / "eyes" / "eyes.pt")
+    assert domain.kinds == ("scratch", "dent")
+    assert domain.attributes == ("surface", "form")
+    rng, right = np.random.default_rng(9), []
+    for kind in ("scratch", "dent") * 6:
+        shown, _ = view(rng, kind)
+        with torch.inference_mode():
+            (evidence,) = visual.perceived(eyes, [torch.from_numpy(shown.astype(np.float32))])
+        right.append(look.suspicions(evidence, domain.kinds)["suspicions"][0][4] == kind)
+    assert np.mean(right) > 0.8
+    assert json.loads((taught / "eyes" / "metrics.json").read_text())["global_token_auc"] > 0.8
+
+
+def test_the_model_speaks_of_nothing_else(taught: Path) -> None:
+    model, tokenizer, domain = sft.start_of(taught / "sft" / "step3.pt")
+    assert tokenizer.token_to_id("noise") is None
+    speller = narrator.Speller(tokenizer, domain=domain)
+    engine = rollouts.RecordingEngine(model.eval(), tokenizer, domain)
+    assert "Inspect this part. Look closer or judge." in engine.contract.language.first
+    photo = Photo.from_pixels(np.random.default_rng(1).integers(0, 256, (256, 320, 3), dtype=np.uint8))
+    draws = [Sampler(2.0, seed) for seed in range(6)]
+    found = rollouts.sampled(engine, speller, photo, Limits(2), draws)
+    kinds = {d.kind for r in found for d in r.verdict.defects} | {p.label for r in found for p in r.verdict.probes}
+    assert kinds == {"scratch", "dent"}
+    assert all(set(r.attributes) == {"surface", "form"} for r in found)

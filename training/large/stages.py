@@ -1,0 +1,334 @@
+"""Stages 1 to 3 on a Qwen2.5-VL checkpoint, by TRL's trainers: what they lack is ours (the ranking reward, which
+compares images of a batch; the weights of Q-Hawkeye; the photo that can be zoomed into). Run by train.py; for several
+GPUs or nodes
+
+    accelerate launch --config_file deepspeed_zero3.yaml training/train.py refine --config refine-7b.toml
+
+(the file as `accelerate config` writes it). LoRA through peft; `lora_rank = 0` trains everything.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import advantages
+import grpo
+import numpy as np
+import rewards
+import torch
+from datasets import Dataset
+from defects import PHOTOS, Domain
+from peft import LoraConfig
+from runs import RunError
+from tasks import Task, rated_tasks, vista_tasks
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.chat_template_utils import qwen3_vl_chat_template, qwen3_vl_training_chat_template
+
+from large.answers import Answer, parse
+from large.conversations import conversation, first_messages, lines_of
+from large.environment import PhotoEnvironment
+from large.views import global_view, shown
+from qcheck.photo import Photo
+from qcheck.tiles import photo_box
+
+LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`checkpoint`: a folder in Hugging Face's layout; `conversations`: of trajectories.py, for sft; `rated`, `vista`:
+    what is judged in rank and refine. `global_pixels`, `crop_pixels`: budgets of views. Rates are VisualQuality-R1's
+    (1e-6, GRPO) and a usual one for LoRA in SFT."""
+
+    checkpoint: Path
+    out: Path
+    conversations: Path | None = None
+    rated: Path | None = None
+    vista: Path | None = None
+    small: bool = True
+    policy: grpo.Settings = field(default_factory=lambda: grpo.Settings(rate=1e-6))
+    domain: Domain = PHOTOS
+    steps: int = 500
+    sft_rate: float = 1e-5
+    batch: int = 2
+    accumulate: int = 4
+    lora_rank: int = 64
+    global_pixels: int = 1024 * 28 * 28
+    crop_pixels: int = 512 * 28 * 28
+    max_new_tokens: int = 1024
+    precision: str = "bf16"
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision is {self.precision!r}; it must be bf16 or fp32")
+
+
+def load(config: Config) -> tuple[Any, Any]:
+    """The model and its processor. Raises RunError for a folder that holds none."""
+    if not (config.checkpoint / "config.json").is_file():
+        raise RunError(f"{config.checkpoint}: holds no config.json; name a checkpoint's folder")
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = AutoModelForImageTextToText.from_pretrained(
+        config.checkpoint, dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    return model, AutoProcessor.from_pretrained(config.checkpoint, local_files_only=True)
+
+
+def prepared(processor: Any) -> Any:
+    """With Qwen's tool protocol, which Qwen2.5-VL's own template does not know, and views left at their size."""
+    processor.chat_template = qwen3_vl_chat_template
+    processor.tokenizer.chat_template = qwen3_vl_chat_template
+    return processor
+
+
+def adapter(config: Config) -> LoraConfig | None:
+    if not config.lora_rank:
+        return None
+    return LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=list(LORA_TARGETS))
+
+
+def common(config: Config, rate: float) -> dict[str, Any]:
+    return {
+        "output_dir": str(config.out),
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.batch,
+        "gradient_accumulation_steps": config.accumulate,
+        "learning_rate": rate,
+        "bf16": config.precision == "bf16",
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "seed": config.seed,
+        "report_to": [],
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True,
+    }
+
+
+def run(trainer: Any, config: Config) -> None:
+    """Goes on from the last checkpoint where there is one, and leaves the adapter or the weights in OUT."""
+    (config.out / "config.json.run").write_text(json.dumps(dataclasses.asdict(config), default=str, indent=1))
+    trainer.train(resume_from_checkpoint=any(config.out.glob("checkpoint-*")) or None)
+    trainer.save_model(str(config.out / "final"))
+
+
+def sft(config: Config, model: Any, processor: Any) -> SFTTrainer:
+    """Stage 2: only what the assistant says is taught."""
+    if config.conversations is None:
+        raise RunError("conversations is missing: name a trajectories.jsonl")
+    lines = lines_of(config.conversations, "train")
+    if not lines:
+        raise RunError(f"{config.conversations}: holds no conversation of the train split")
+
+    def made(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        told = [
+            conversation(json.loads(line), config.domain, config.global_pixels, config.crop_pixels)
+            for line in batch["line"]
+        ]
+        return {"messages": told}
+
+    data = Dataset.from_dict({"line": [json.dumps(line) for line in lines]}).with_transform(made)
+    arguments = SFTConfig(
+        **common(config, config.sft_rate),
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    return SFTTrainer(
+        model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=prepared(processor),
+        peft_config=adapter(config),
+        data_collator=Collator(processor),
+    )
+
+
+class Collator:
+    """Conversations as a batch in which only what the assistant says is taught. TRL's own takes no pictures in what a
+    tool answers."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self.processor.apply_chat_template(
+            [row["messages"] for row in rows],
+            chat_template=qwen3_vl_training_chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+            return_assistant_tokens_mask=True,
+        )
+        taught = torch.as_tensor(batch.pop("assistant_masks")).bool()
+        return {**batch, "labels": torch.where(taught, batch["input_ids"], -100)}
+
+
+class Judge:
+    """Rewards of a batch of completions, for TRL: it compares the images of the batch."""
+
+    __name__ = "quality"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __call__(self, completions: Sequence[Any], path: Sequence[str], task: Sequence[str], **_: Any) -> list[float]:
+        settings, groups = self.config.policy, settings_groups(path, self.config.policy.rollouts)
+        answers = [parse(said(completion)) for completion in completions]
+        tasks = [Task(**{**known, "path": Path(known["path"])}) for known in map(json.loads, task)]
+        scores = torch.tensor([[_score(answers[i]) for i in group] for group in groups])
+        truth = torch.tensor([tasks[group[0]].score for group in groups])
+        total = torch.zeros_like(scores)
+        if settings.reward in ("ranking", "both"):
+            total = total + self._ranking(scores, truth, answers, tasks, groups)
+        if settings.reward == "ranking":
+            total = total + settings.c * rewards.well_formed(scores)
+        else:
+            found = torch.tensor([[self._located(answers[i], tasks[i]) for i in group] for group in groups])
+            accuracy = rewards.accuracy(scores, truth, settings.tau)
+            format_ = rewards.well_formed(scores)
+            total = total + rewards.decoupled(accuracy, found, format_, settings.a, settings.b, settings.c)
+        out = [0.0] * len(completions)
+        for row, group in enumerate(groups):
+            for column, index in enumerate(group):
+                out[index] = float(total[row, column])
+        return out
+
+    def _ranking(
+        self,
+        scores: Tensor,
+        truth: Tensor,
+        answers: Sequence[Answer | None],
+        tasks: Sequence[Task],
+        groups: Sequence[Sequence[int]],
+    ) -> Tensor:
+        settings = self.config.policy
+        domains = [tasks[group[0]].domain if settings.domains else "" for group in groups]
+        said_, known = {rewards.OVERALL: scores}, {rewards.OVERALL: truth}
+        for name in settings.attributes:
+            said_[name] = torch.tensor([[_attribute(answers[i], name) for i in group] for group in groups])
+            labels = torch.tensor([tasks[group[0]].attributes.get(name, np.nan) for group in groups])
+            known[name] = grpo.with_peers(labels, domains)
+        return rewards.by_attribute(said_, known, {rewards.OVERALL: 1.0, **settings.attributes}, domains)
+
+    def _located(self, answer: Answer | None, task: Task) -> float:
+        if answer is None or not task.boxes:
+            return 0.0
+        view = global_view(Photo.open(str(task.path)), self.config.global_pixels)
+        boxes = [box for corners in answer.boxes if (box := photo_box(corners, view, "view_pixels"))]
+        return rewards.localisation([box.as_list() for box in boxes], task.boxes)
+
+
+def settings_groups(path: Sequence[str], rollouts: int) -> list[list[int]]:
+    """Indices of the completions of each image. TRL lays an image's completions side by side. Raises RunError where a
+    process has fewer than two images: they could not be compared."""
+    groups = [list(range(start, start + rollouts)) for start in range(0, len(path), rollouts)]
+    if len(path) % rollouts or any(len({path[i] for i in group}) != 1 for group in groups):
+        raise RunError("a process's batch must hold whole groups: make batch a multiple of policy.rollouts")
+    if len(groups) < 2:
+        raise RunError("a process's batch must hold two images to compare: make batch twice policy.rollouts or more")
+    return groups
+
+
+def said(completion: Any) -> str:
+    """The text of the last thing the assistant said."""
+    if isinstance(completion, str):
+        return completion
+    content = next((m["content"] for m in reversed(completion) if m["role"] == "assistant"), "")
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
+
+
+def _score(answer: Answer | None) -> float:
+    return np.nan if answer is None else answer.score
+
+
+def _attribute(answer: Answer | None, name: str) -> float:
+    return np.nan if answer is None else answer.attributes.get(name, np.nan)
+
+
+class HawkeyeTrainer(GRPOTrainer):
+    """GRPO whose advantages count less where an image's rollouts disagree (Q-Hawkeye)."""
+
+    judge: Judge
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        settings = self.judge.config.policy
+        if settings.uncertainty_weight:
+            texts = self.processing_class.batch_decode(output["completion_ids"], skip_special_tokens=True)
+            scores = torch.tensor([_score(parse(text)) for text in texts]).reshape(-1, settings.rollouts)
+            doubt = advantages.uncertainty(scores)
+            known = output["advantages"].reshape(-1, settings.rollouts)
+            output["advantages"] = advantages.certain(known, doubt.to(known)).flatten()
+        return output
+
+
+def reinforce(config: Config, model: Any, processor: Any, zoom: bool) -> GRPOTrainer:
+    """Stage 1 (no zoom) and stage 3. Raises RunError for what is not served."""
+    settings = config.policy
+    if settings.perception_loss:
+        raise RunError("policy.perception_loss is served for nano only; leave it out of a large model's config")
+    found: list[Task] = []
+    if config.rated is not None:
+        found += rated_tasks(config.rated, "train", config.domain)
+    if config.vista is not None:
+        found += vista_tasks(config.vista, "train", config.small, config.domain)
+    if len(found) < 2:
+        raise RunError("rated or vista must name at least two training photos")
+    rows = [{"path": str(t.path), "task": json.dumps(dataclasses.asdict(t), default=str)} for t in found]
+
+    def made(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        prompts = []
+        for path in batch["path"]:
+            photo = Photo.open(path)
+            picture = shown(photo, global_view(photo, config.global_pixels))
+            prompts.append(first_messages(picture, config.domain, bool(settings.attributes)))
+        return {"prompt": prompts, "path": batch["path"], "task": batch["task"]}
+
+    data = Dataset.from_list(rows).with_transform(made)
+    arguments = GRPOConfig(
+        **common(config, settings.rate),
+        num_generations=settings.rollouts,
+        temperature=settings.temperature,
+        beta=settings.kl_weight,
+        epsilon=settings.clip,
+        max_completion_length=config.max_new_tokens,
+        remove_unused_columns=False,
+        loss_type="grpo",
+        **({"max_tool_calling_iterations": settings.max_probes + 1} if zoom else {}),
+    )
+    judge = Judge(config)
+    environment: dict[str, Callable[[], PhotoEnvironment]] = {}
+    if zoom:
+        bound = {"global_pixels": config.global_pixels, "crop_pixels": config.crop_pixels}
+        environment["environment_factory"] = type(
+            "PhotoEnvironment", (PhotoEnvironment,), {**bound, "max_probes": settings.max_probes}
+        )
+    trainer = HawkeyeTrainer(
+        model,
+        reward_funcs=[judge],
+        args=arguments,
+        train_dataset=data,
+        processing_class=prepared(processor),
+        peft_config=adapter(config),
+        **environment,
+    )
+    trainer.judge = judge
+    return trainer
+
+
+def train(stage: str, config: Config) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    model, processor = load(config)
+    if stage == "sft":
+        run(sft(config, model, processor), config)
+    else:
+        run(reinforce(config, model, processor, zoom=stage == "refine"), config)
