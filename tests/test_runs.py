@@ -94,7 +94,6 @@ def test_a_run_that_is_done_has_no_steps_left(tmp_path: Path, learn: Callable[..
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.xfail(strict=True, reason="runs.Run.resumed leaves the metrics of a run that has kept no state yet")
 def test_a_run_killed_before_its_first_state_begins_again(tmp_path: Path, learn: Callable[..., Any]) -> None:
     expected = learn(tmp_path / "whole")
     killed(tmp_path / "cut", 5)

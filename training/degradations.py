@@ -23,7 +23,7 @@ OURS: Final = "set by eye: level 1 just visible at full resolution, level 5 unmi
 @dataclass(frozen=True, slots=True)
 class Degradation:
     """`levels`: the parameter of `apply` at each level, in `unit`. `kind`: which of the kinds that a model reports (see
-    damage.py) it looks like. `detail`: it changes texture and leaves the large structure alone."""
+    defects.py) it looks like. `detail`: it changes texture and leaves the large structure alone."""
 
     name: str
     apply: Callable[[Pixels, float, np.random.Generator], Pixels]

@@ -174,7 +174,7 @@ class Narrator:
         self.spoken = words.language(speller.domain)
 
     def tell(self, kind: str, item: Item) -> Example:
-        """One conversation about a sample of a kind of cache.py."""
+        """One conversation about a sample of a kind of render.py."""
         example: Example = getattr(self, "local" if kind == "aimed" else kind)(item)
         return example
 

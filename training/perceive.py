@@ -23,7 +23,7 @@ from cells import CELL_CHANNELS
 from defects import PHOTOS, Domain
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
-from runs import RunError, save, seeded
+from runs import RunError, echo, save, seeded
 from samples import eyes_file, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
@@ -257,7 +257,6 @@ class Config:
 def teach(config: Config, domain: Domain = PHOTOS) -> None:
     """Eyes that are there already are not taught again: a stopped run goes on at the fold it was in, each of which
     takes less than a few minutes."""
-    config.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     samples = {kind: items_of(config.cells, kind, CELL_CHANNELS, np.float16) for kind in {*LESSONS, *SCORED}}
     train, dev = ({kind: of_split(s, split) for kind, s in samples.items()} for split in ("train", "dev"))
@@ -270,6 +269,8 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     started = time.monotonic()
     left_out = (*(folds(samples["local"]) if config.folds else ()), None)
     todo = [fold for fold in left_out if not eyes_file(config.out, fold).exists()]
+    known = {**dataclasses.asdict(config), "domain": dataclasses.asdict(domain)}
+    echo(config.out, known)
     summaries = Summaries(train) if config.quality_epochs and todo else None
     for fold in todo:
         seeded(config.seed)

@@ -222,8 +222,10 @@ def jittered(box: Box, spread: float, width: int, height: int, rng: np.random.Ge
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    w, h = (max(32, int(side * math.exp(rng.uniform(math.log(0.06), math.log(0.3))))) for side in (width, height))
-    x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+    w, h = (
+        min(side, max(32, int(side * math.exp(rng.uniform(math.log(0.06), math.log(0.3)))))) for side in (width, height)
+    )
+    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     return Box(x, y, x + w, y + h)
 
 
@@ -250,7 +252,7 @@ def crop_targets(
 def mosaic(photos: list[Rated], rng: np.random.Generator) -> Pixels:
     """Rated photos side by side, at their own resolution: a big picture of contents that no clean photo has."""
     rows, cols = (int(n) for n in rng.integers(MOSAIC_TILES - 2, MOSAIC_TILES + 1, 2))
-    tiles = [load(photos[i].path) for i in rng.choice(len(photos), rows * cols, replace=False)]
+    tiles = [load(photos[i].path) for i in rng.choice(len(photos), rows * cols, replace=len(photos) < rows * cols)]
     side = min(min(tile.shape[:2]) for tile in tiles)
     return np.vstack([np.hstack([t[:side, :side] for t in tiles[r * cols : (r + 1) * cols]]) for r in range(rows)])
 

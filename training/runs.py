@@ -28,13 +28,7 @@ class Run:
 
     def __init__(self, out: Path, config: dict[str, Any], steps: int) -> None:
         self.out, self.steps, self.step = out, steps, 0
-        text = json.dumps(config, indent=1, sort_keys=True, default=str)
-        out.mkdir(parents=True, exist_ok=True)
-        held = out / "config.json"
-        if held.exists() and held.read_text() != text:
-            raise RunError(f"{out}: holds a run of another config (see its config.json); choose another folder")
-        if not held.exists():
-            held.write_text(text)
+        echo(out, config)
         self.metrics = (out / "metrics.jsonl").open("a")
         self.board = _board(out)
         self.smooth: dict[str, float] = {}
@@ -45,6 +39,8 @@ class Run:
     def resumed(self) -> dict[str, Any] | None:
         """What was last given to `keep`, with the random generators set back to then; None at the start."""
         if not (self.out / STATE).exists():
+            self.metrics.close()  # of a run that was killed before its first state
+            self.metrics = (self.out / "metrics.jsonl").open("w")
             return None
         state: dict[str, Any] = torch.load(self.out / STATE, weights_only=False)
         self.step = self._first = state["step"]
@@ -113,6 +109,17 @@ class Run:
         self._saved = time.monotonic()
 
 
+def echo(out: Path, config: dict[str, Any]) -> None:
+    """Writes a config beside the weights that it makes. Raises RunError where those of another lie."""
+    text = json.dumps(config, indent=1, sort_keys=True, default=str)
+    out.mkdir(parents=True, exist_ok=True)
+    held = out / "config.json"
+    if held.exists() and held.read_text() != text:
+        raise RunError(f"{out}: holds a run of another config (see its config.json); choose another folder")
+    if not held.exists():
+        held.write_text(text)
+
+
 def _board(out: Path) -> Any:
     """TensorBoard's writer, where it is installed."""
     try:
@@ -160,7 +167,10 @@ def checkpoint_of(path: Path, part: str) -> dict[str, Any]:
 
 
 def _is_full(folder: Path) -> bool:
-    found = os.statvfs(folder)
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
     return found.f_bavail * found.f_frsize < 1 << 20
 
 

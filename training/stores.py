@@ -30,6 +30,8 @@ class Store:
     def data(self) -> NDArray[Any]:
         """(places, channels), mapped."""
         count = self.data_path.stat().st_size // (self.dtype.itemsize * self.channels)
+        if not count:
+            return np.empty((0, self.channels), self.dtype)
         return np.memmap(self.data_path, self.dtype, "r", shape=(count, self.channels))
 
 

@@ -78,7 +78,7 @@ class Heads(nn.Module):
 
 def normalised(pixels: NDArray[np.uint8]) -> Tensor:
     """(n, h, w, 3) -> (n, 3, h, w), channels last in memory, which convolutions on a CPU like."""
-    x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    x = (torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -86,7 +86,18 @@ class Tiles:
     """Draws tiles of training views."""
 
     def __init__(self, items: dict[str, list[Item]], rng: np.random.Generator, domain: Domain = PHOTOS) -> None:
-        self.items, self.rng, self.names = items, rng, domain.kinds
+        """Raises RunError for a kind of sample none of whose views is as large as a tile."""
+        self.rng, self.names = rng, domain.kinds
+        least = {"rated": RATED_TILE_PX}
+        self.items = {
+            kind: [item for item in all_ if _holds_a_tile(item, least.get(kind, TILE_PX))]
+            for kind, all_ in items.items()
+        }
+        empty = next((kind for kind, all_ in self.items.items() if not all_), None)
+        if empty:
+            raise RunError(
+                f"no {empty} sample has a view of {least.get(empty, TILE_PX)} px a side; render larger photos"
+            )
 
     def rated(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(count, RATED_TILE_PX, RATED_TILE_PX, 3) and scores (count,)."""
@@ -140,6 +151,12 @@ class Tiles:
         if self.rng.random() < 0.5:
             tile, part, level = tile[:, ::-1], part[:, ::-1], level[:, ::-1]
         return tile, part.reshape(-1), level.reshape(-1)
+
+
+def _holds_a_tile(item: Item, side_px: int) -> bool:
+    """Whether the first view of a sample is that large."""
+    first = item.sample["views"][0]
+    return bool(min(first["rows"], first["cols"]) >= side_px)
 
 
 def lesson(encoder: CellEncoder, heads: Heads, tiles: Tiles) -> tuple[Tensor, dict[str, float]]:
@@ -252,7 +269,7 @@ def tune(config: Config, domain: Domain = PHOTOS) -> None:
     groups = [(learned, 1.0), (heads.line.parameters(), 0.1), (head_weights, HEAD_RATE)]
     rates = [config.rate * times for _, times in groups]
     optimizer = torch.optim.AdamW([{"params": list(p)} for p, _ in groups], lr=config.rate, weight_decay=0.05)
-    run = Run(config.out, dataclasses.asdict(config), config.steps)
+    run = Run(config.out, {**dataclasses.asdict(config), "domain": dataclasses.asdict(domain)}, config.steps)
     state = run.resumed()
     if state:
         for module, kept in zip((encoder, heads, *average), state["modules"], strict=True):
