@@ -141,20 +141,21 @@ def test_no_probes_is_a_single_pass(tmp_path: Path) -> None:
         assert record["budget"] == {"max_probes": 0, "used": 0, "stopped_by": "max_probes"}
 
 
-def test_a_fast_decode_says_so_and_judges_nearly_the_same(tmp_path: Path) -> None:
-    """On an example enlarged, whose view needs no more than half of it."""
-    with Image.open(EXAMPLES[0]) as image:
-        image.resize((3400, 2300)).save(tmp_path / "large.jpg", quality=92)
-    (whole,) = records("large.jpg", "--max-probes", "0", cwd=tmp_path)
-    (fast,) = records("large.jpg", "--max-probes", "0", "--fast-decode", cwd=tmp_path)
-    assert (whole["decode"], fast["decode"]) == ({"scale": 1}, {"scale": 2})
-    assert (fast["width"], fast["height"]) == (3400, 2300)
-    assert fast["score"] == pytest.approx(whole["score"], abs=0.5)
-    refused = qcheck("large.jpg", "--fast-decode", cwd=tmp_path)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == (
-        "qcheck: error: --fast-decode: crops are cut from every pixel of a photo; add --max-probes 0\n"
-    )
+def test_a_fast_decode_is_refused_where_every_pixel_is_looked_at(tmp_path: Path) -> None:
+    for given, message in (
+        ((), "crops are cut from every pixel of a photo; add --max-probes 0"),
+        (("--max-probes", "0"), "nano looks at every pixel of a photo; leave it out"),
+    ):
+        refused = qcheck(str(EXAMPLES[0]), "--fast-decode", *given, cwd=tmp_path)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr == f"qcheck: error: --fast-decode: {message}\n"
+
+
+def test_rollouts_are_reported_beside_the_greedy_run(judged: list[Record], tmp_path: Path) -> None:
+    for record, alone in zip(records("--rollouts", "3", *EXAMPLES, cwd=tmp_path), judged, strict=True):
+        rollouts = record.pop("rollouts")
+        assert rollouts["k"] == len(rollouts["scores"]) == 3
+        assert {**record, "timing_ms": None} == {**alone, "timing_ms": None}
 
 
 def test_one_probe_is_at_most_one(judged: list[Record], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,11 +26,13 @@ from fake_model import library, script, spelled_conversation, tokenizer
 
 from qcheck import tiles
 from qcheck.bundle import Bundle
+from qcheck.checker import Checker
 from qcheck.contract import CONTRACT_FILE, SURVEY
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
 from qcheck.tiles import Box, View
+from qcheck.verdict import Verdict
 
 torch = library("torch")
 onnx = library("onnx")
@@ -351,6 +354,18 @@ def test_a_vision_graph_need_not_take_the_survey(made: Made, tmp_path: Path) -> 
     with torch.inference_mode():
         expected = made.model.model.visual.image_tokens(torch.from_numpy(planar[None]), blind).numpy()
     assert_allclose(shown(Engine.open(Bundle.open(folder), threads=1), pixels, view), expected, atol=SAME_GRAPH, rtol=0)
+    # What looks at no more than the view can be given a smaller picture.
+    large = Image.fromarray(texture(400, 300, 2)).resize((3400, 2550))
+    large.save(tmp_path / "large.jpg", quality=92)
+    whole, fast = (
+        Checker.open(folder, limits=Limits(0), threads=1, fast_decode=fast).check_one(str(tmp_path / "large.jpg"))
+        for fast in (False, True)
+    )
+    assert isinstance(whole, Verdict)
+    assert isinstance(fast, Verdict)
+    assert (whole.decode_scale, fast.decode_scale) == (1, 2)
+    assert (fast.width, fast.height) == (3400, 2550)
+    assert fast.score == pytest.approx(whole.score, abs=0.5)
 
 
 # The cut right after an image, in its middle, single words, and a cut into the second image.

@@ -43,7 +43,7 @@ from qcheck.contract import (
 )
 from qcheck.survey import STATISTICS
 
-VERSION: Final = "0.3.0"
+VERSION: Final = "0.4.0"
 LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
 MAX_TOKENS: Final = 16384  # 64 probes of 196 image tokens and their turns
 OPSET: Final = 18
