@@ -8,7 +8,7 @@ learned from once, so that the ratio to the policy that sampled it is one.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -80,26 +80,37 @@ def scores_of(groups: Sequence[Sequence[Rollout]]) -> Tensor:
 
 def rewards_of(tasks: Sequence[Task], groups: Sequence[Sequence[Rollout]], settings: Settings) -> Tensor:
     """(images, rollouts)."""
-    scores = scores_of(groups)
+    attributes = {
+        name: torch.tensor([[rollout.attributes[name] for rollout in group] for group in groups])
+        for name in settings.attributes
+    }
+    located = [
+        [rewards.localisation([d.box.as_list() for d in r.verdict.defects], task.boxes or ()) for r in group]
+        for task, group in zip(tasks, groups, strict=True)
+    ]
+    return combined(tasks, scores_of(groups), attributes, torch.tensor(located), settings)
+
+
+def combined(
+    tasks: Sequence[Task], scores: Tensor, attributes: Mapping[str, Tensor], located: Tensor, settings: Settings
+) -> Tensor:
+    """Everything that a rollout earns, (images, rollouts), of what was said: `scores`, `attributes` by name, and how
+    well its boxes meet the true ones (`located`, rewards.localisation), of that shape each."""
     truth = torch.tensor([task.score for task in tasks])
     total = torch.zeros_like(scores)
     if settings.reward in ("ranking", "both"):
         domains = [task.domain if settings.domains else "" for task in tasks]
         said, known = {rewards.OVERALL: scores}, {rewards.OVERALL: truth}
         for name in settings.attributes:
-            said[name] = torch.tensor([[rollout.attributes[name] for rollout in group] for group in groups])
+            said[name] = attributes[name]
             labels = torch.tensor([task.attributes.get(name, math.nan) for task in tasks])
             known[name] = with_peers(labels, domains)
         total = total + rewards.by_attribute(said, known, {rewards.OVERALL: 1.0, **settings.attributes}, domains)
     if settings.reward == "ranking":
         return total + settings.c * rewards.well_formed(scores)
-    found = [
-        [rewards.localisation([d.box.as_list() for d in r.verdict.defects], task.boxes or ()) for r in group]
-        for task, group in zip(tasks, groups, strict=True)
-    ]
     accuracy = rewards.accuracy(scores, truth, settings.tau)
     format_ = rewards.well_formed(scores)
-    return total + rewards.decoupled(accuracy, torch.tensor(found), format_, settings.a, settings.b, settings.c)
+    return total + rewards.decoupled(accuracy, located, format_, settings.a, settings.b, settings.c)
 
 
 def with_peers(known: Tensor, domains: Sequence[str]) -> Tensor:

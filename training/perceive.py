@@ -23,7 +23,7 @@ from cells import CELL_CHANNELS
 from defects import PHOTOS, Domain
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
-from runs import RunError, echo, save, seeded
+from runs import RunError, cosine, echo, save, seeded
 from samples import eyes_file, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
@@ -44,6 +44,7 @@ SEVERITY_WEIGHT: Final = 2.0
 # rated photos rank worse; local damage is Damage's to judge.
 SCORED: Final = {"rated": 1.0, "whole": 0.2}
 QUALITY_BATCH: Final = 256
+WARM_STEPS: Final = 50
 QUALITY_DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
@@ -119,10 +120,8 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float) -> None
 
 
 def schedule(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    """A warm-up of 50 steps, then a cosine to 2% of `rate`."""
-    along = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
     for group in optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (step + 1) / 50) * along
+        group["lr"] = rate * cosine(step, steps, WARM_STEPS)
 
 
 def finite(loss: Tensor, step: int) -> None:

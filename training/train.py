@@ -4,7 +4,7 @@
 
 | stage | what it does | config |
 |---|---|---|
-| perceive | stage 0: the convolutions, then the eyes that read them (supervised) | configs/perceive.toml |
+| perceive | stage 0: the convolutions, then the eyes that read them (supervised) | configs/perceive-*.toml |
 | sft | stage 2: conversations that look, find and judge (supervised) | configs/sft.toml |
 | rank | stage 1: GRPO, photos ranked at one look | configs/rank.toml |
 | refine | stage 3: GRPO with real crops, decoupled rewards | configs/refine.toml |

@@ -114,7 +114,7 @@ def common(config: Config, rate: float) -> dict[str, Any]:
 
 def run(trainer: Any, config: Config) -> None:
     """Goes on from the last checkpoint where there is one, and leaves the adapter or the weights in OUT."""
-    (config.out / "config.json.run").write_text(json.dumps(dataclasses.asdict(config), default=str, indent=1))
+    (config.out / "run.json").write_text(json.dumps(dataclasses.asdict(config), default=str, indent=1))
     trainer.train(resume_from_checkpoint=any(config.out.glob("checkpoint-*")) or None)
     trainer.save_model(str(config.out / "final"))
 
@@ -181,53 +181,40 @@ class Judge:
         self.config = config
 
     def __call__(self, completions: Sequence[Any], path: Sequence[str], task: Sequence[str], **_: Any) -> list[float]:
-        settings, groups = self.config.policy, settings_groups(path, self.config.policy.rollouts)
+        settings, groups = self.config.policy, groups_of(path, self.config.policy.rollouts)
         answers = [parse(said(completion)) for completion in completions]
-        tasks = [Task(**{**known, "path": Path(known["path"])}) for known in map(json.loads, task)]
+        tasks = [_task(task[group[0]]) for group in groups]
         scores = torch.tensor([[_score(answers[i]) for i in group] for group in groups])
-        truth = torch.tensor([tasks[group[0]].score for group in groups])
-        total = torch.zeros_like(scores)
-        if settings.reward in ("ranking", "both"):
-            total = total + self._ranking(scores, truth, answers, tasks, groups)
-        if settings.reward == "ranking":
-            total = total + settings.c * rewards.well_formed(scores)
-        else:
-            found = torch.tensor([[self._located(answers[i], tasks[i]) for i in group] for group in groups])
-            accuracy = rewards.accuracy(scores, truth, settings.tau)
-            format_ = rewards.well_formed(scores)
-            total = total + rewards.decoupled(accuracy, found, format_, settings.a, settings.b, settings.c)
-        out = [0.0] * len(completions)
-        for row, group in enumerate(groups):
-            for column, index in enumerate(group):
-                out[index] = float(total[row, column])
-        return out
+        attributes = {
+            name: torch.tensor([[_attribute(answers[i], name) for i in group] for group in groups])
+            for name in settings.attributes
+        }
+        located = [
+            self._located([answers[i] for i in group], one) if settings.reward != "ranking" else [0.0] * len(group)
+            for group, one in zip(groups, tasks, strict=True)
+        ]
+        total = grpo.combined(tasks, scores, attributes, torch.tensor(located), settings)
+        return [float(value) for value in total.flatten()]  # groups lie side by side
 
-    def _ranking(
-        self,
-        scores: Tensor,
-        truth: Tensor,
-        answers: Sequence[Answer | None],
-        tasks: Sequence[Task],
-        groups: Sequence[Sequence[int]],
-    ) -> Tensor:
-        settings = self.config.policy
-        domains = [tasks[group[0]].domain if settings.domains else "" for group in groups]
-        said_, known = {rewards.OVERALL: scores}, {rewards.OVERALL: truth}
-        for name in settings.attributes:
-            said_[name] = torch.tensor([[_attribute(answers[i], name) for i in group] for group in groups])
-            labels = torch.tensor([tasks[group[0]].attributes.get(name, np.nan) for group in groups])
-            known[name] = grpo.with_peers(labels, domains)
-        return rewards.by_attribute(said_, known, {rewards.OVERALL: 1.0, **settings.attributes}, domains)
-
-    def _located(self, answer: Answer | None, task: Task) -> float:
-        if answer is None or not task.boxes:
-            return 0.0
+    def _located(self, answers: Sequence[Answer | None], task: Task) -> list[float]:
+        """How well the boxes of each answer to a photo meet the true ones."""
+        if not task.boxes:
+            return [0.0] * len(answers)
         view = global_view(Photo.open(str(task.path)), self.config.global_pixels)
-        boxes = [box for corners in answer.boxes if (box := photo_box(corners, view, "view_pixels"))]
-        return rewards.localisation([box.as_list() for box in boxes], task.boxes)
+        found = []
+        for answer in answers:
+            said_boxes = answer.boxes if answer is not None else ()
+            boxes = [box for corners in said_boxes if (box := photo_box(corners, view, "view_pixels"))]
+            found.append(rewards.localisation([box.as_list() for box in boxes], task.boxes))
+        return found
 
 
-def settings_groups(path: Sequence[str], rollouts: int) -> list[list[int]]:
+def _task(text: str) -> Task:
+    known = json.loads(text)
+    return Task(**{**known, "path": Path(known["path"])})
+
+
+def groups_of(path: Sequence[str], rollouts: int) -> list[list[int]]:
     """Indices of the completions of each image. TRL lays an image's completions side by side. Raises RunError where a
     process has fewer than two images: they could not be compared."""
     groups = [list(range(start, start + rollouts)) for start in range(0, len(path), rollouts)]
