@@ -21,6 +21,8 @@ from degradations import BANK
 from look import packed
 from nano import Nano
 from narrator import Shown, Speller
+from numpy.typing import NDArray
+from render import survey_of
 from rollouts import RecordingEngine, Rollout, log_probabilities, sampled
 from runs import Run, cosine
 from scipy.stats import spearmanr
@@ -32,7 +34,7 @@ from visual import Evidence
 from qcheck.engine import Sampler
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
-from qcheck.survey import empty_map, under
+from qcheck.survey import under
 from qcheck.tiles import planar, view_of, whole
 
 REWARDS: Final = ("ranking", "decoupled", "both")
@@ -129,16 +131,12 @@ def degraded(photo: Photo, rng: np.random.Generator) -> Photo:
 
 
 @torch.inference_mode()
-def reseen(engine: RecordingEngine, shown: Shown, photo: Photo) -> Shown:
-    """What a view of another photo's same place is to the eyes."""
+def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, survey: NDArray[np.float32]) -> Shown:
+    """What a view of another photo's same place is to the eyes. `survey`: of that photo."""
     role = engine.contract.global_view if shown.box == whole(photo.width, photo.height) else engine.contract.crop_view
-    map_ = empty_map(photo.width, photo.height)
-    planar(
-        photo.pixels, [view_of(whole(photo.width, photo.height), engine.contract.global_view)], engine.table, 1, map_
-    )
     pixels = planar(photo.pixels, [view_of(shown.box, role)], engine.table, 1)
     visual = engine.eyes.model.model.visual
-    cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(under(map_, shown.box)))
+    cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(under(survey, shown.box)))
     evidence = Evidence(*(part[0] for part in visual.perception(cells)))
     return Shown(shown.box, packed(evidence), float(evidence.score), shown.role, [])
 
@@ -223,12 +221,13 @@ def _twins(
     out = []
     for task, group in zip(tasks, groups, strict=True):
         worse = degraded(Photo.open(str(task.path)), rng)
+        survey = survey_of(np.ascontiguousarray(worse.pixels))
         known: dict[Any, Shown] = {}
         for rollout in group:
             views = []
             for shown in rollout.example.views:
                 if shown.box not in known:
-                    known[shown.box] = reseen(policy.engine, shown, worse)
+                    known[shown.box] = reseen(policy.engine, shown, worse, survey)
                 views.append(known[shown.box])
             twin = copy.copy(rollout)
             twin.example = copy.copy(rollout.example)

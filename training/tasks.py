@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from defects import CLEAN_SCORE, Domain
 from photos import rated_photos
+from runs import RunError
 from vista import rows_of
 from vista_score import score as score_after
 
@@ -52,6 +53,19 @@ def vista_tasks(root: Path, split: str, small: bool, domain: Domain) -> list[Tas
             Task(root / image["image"], row["score"], SYNTHETIC, attributes_of(row, domain), boxes, str(row["source"]))
         )
     return tasks
+
+
+def tasks_of(rated: Path | None, vista: Path | None, small: bool, split: str, domain: Domain) -> list[Task]:
+    """Of both kinds, as far as they are named. Raises RunError for a photo that is missing."""
+    found: list[Task] = []
+    if rated is not None:
+        found += rated_tasks(rated, split, domain)
+    if vista is not None:
+        found += vista_tasks(vista, split, small, domain)
+    missing = next((task.path for task in found if not task.path.is_file()), None)
+    if missing is not None:
+        raise RunError(f"{missing}: is named in the data and missing; add it or take its row out")
+    return found
 
 
 def _scaled(box: Sequence[int], scale: float) -> tuple[int, int, int, int]:

@@ -36,7 +36,7 @@ from defects import PHOTOS, Domain
 from narrator import Speller
 from rollouts import RecordingEngine
 from runs import Run, RunError, save, seeded
-from tasks import Task, rated_tasks, vista_tasks
+from tasks import tasks_of
 from vista import SetError
 
 from qcheck.errors import QcheckError
@@ -83,18 +83,6 @@ class PolicyConfig:
             raise ValueError("steps and every must be 1 or more")
 
 
-def tasks_of(config: PolicyConfig, split: str, domain: Domain) -> list[Task]:
-    found: list[Task] = []
-    if config.rated is not None:
-        found += rated_tasks(config.rated, split, domain)
-    if config.vista is not None:
-        found += vista_tasks(config.vista, split, config.small, domain)
-    missing = next((task.path for task in found if not task.path.is_file()), None)
-    if missing is not None:
-        raise RunError(f"{missing}: is named in the data and missing; add it or take its row out")
-    return found
-
-
 def reinforce(config: PolicyConfig) -> None:
     """GRPO from a checkpoint; writes OUT/best.pt, which the next stage and export_nano.py take."""
     torch.set_num_threads(config.threads)
@@ -105,9 +93,10 @@ def reinforce(config: PolicyConfig) -> None:
     speller = Speller(tokenizer, domain=domain)
     trainer = sft.Trainer(model, sft.Targets(tokenizer), speller.image_id)
     policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer, domain), speller)
-    train_tasks, dev_tasks = tasks_of(config, "train", domain), tasks_of(config, "dev", domain)
+    train_tasks, dev_tasks = (
+        tasks_of(config.rated, config.vista, config.small, split, domain) for split in ("train", "dev")
+    )
     kept = [dev_tasks[i] for i in sorted({round(i) for i in np.linspace(0, len(dev_tasks) - 1, config.dev_photos)})]
-
     run = Run(config.out, flat(config), config.steps)
 
     def save_best(figures: dict[str, float]) -> None:

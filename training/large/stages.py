@@ -23,7 +23,7 @@ from datasets import Dataset
 from defects import PHOTOS, Domain
 from peft import LoraConfig
 from runs import RunError
-from tasks import Task, rated_tasks, vista_tasks
+from tasks import Task, tasks_of
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -263,11 +263,7 @@ def reinforce(config: Config, model: Any, processor: Any, zoom: bool) -> GRPOTra
     settings = config.policy
     if settings.perception_loss:
         raise RunError("policy.perception_loss is served for nano only; leave it out of a large model's config")
-    found: list[Task] = []
-    if config.rated is not None:
-        found += rated_tasks(config.rated, "train", config.domain)
-    if config.vista is not None:
-        found += vista_tasks(config.vista, "train", config.small, config.domain)
+    found = tasks_of(config.rated, config.vista, config.small, "train", config.domain)
     if len(found) < 2:
         raise RunError("rated or vista must name at least two training photos")
     rows = [{"path": str(t.path), "task": json.dumps(dataclasses.asdict(t), default=str)} for t in found]
