@@ -56,9 +56,9 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def makers(rated: Any) -> dict[str, Callable[[np.random.Generator], Any]]:
     return {
         "rated": lambda rng: render.rated_sample(rated, rng),
-        "patched": lambda rng: render.patched_sample(rated, rng),
+        "patched": lambda rng: next(render.patched_pair(rated, rng)),
         "whole": lambda rng: render.whole_sample("train", "some", CLEAN, CLEAN_SCORE, rng),
-        "local": lambda rng: render.local_sample("train", "some", CLEAN, rng),
+        "local": lambda rng: next(render.local_pair("train", "some", CLEAN, rng)),
     }
 
 
@@ -212,6 +212,43 @@ def test_local_samples_are_looked_at_where_they_are_broken(
         for (about, pixels, _), box in zip(views[1:], boxes, strict=False):
             assert Box(*about["box"]).iou(box) > 0
             assert not any(side % 64 for side in pixels.shape[:2])
+
+
+def test_a_broken_training_sample_has_an_unbroken_twin(rated: Any) -> None:
+    """The same views of the same pixels, but for the defects; nothing else has one."""
+    other = photos.Rated(rated.path, 3.9, "dev")
+    for maker, dev in (
+        (
+            lambda rng: render.local_pair("train", "some", CLEAN, rng),
+            lambda rng: render.local_pair("dev", "some", CLEAN, rng),
+        ),
+        (lambda rng: render.patched_pair(rated, rng), lambda rng: render.patched_pair(other, rng)),
+    ):
+        found = 0
+        for seed in SEEDS:
+            assert len(list(dev(np.random.default_rng(seed)))) == 1
+            (sample, views), *rest = ((s, list(v)) for s, v in maker(np.random.default_rng(seed)))
+            assert len(rest) == bool(sample["defects"])
+            for twin, plain in rest:
+                found += 1
+                assert twin["twin"]
+                assert not twin["defects"]
+                assert twin["score"] > sample["score"]
+                assert [about for about, _, _ in views] == [about for about, _, _ in plain]
+                boxes = [Box(*d["box"]) for d in sample["defects"]]
+                for (about, pixels, _), (_, before, _) in zip(views, plain, strict=True):
+                    box = Box(*about["box"])
+                    y, x = np.nonzero((pixels != before).any(2))
+                    assert len(y) or not any(box.iou(one) for one in boxes)
+                    # A pixel of a view is made of some of the photo around it.
+                    across, down = box.width / pixels.shape[1], box.height / pixels.shape[0]
+                    for one in np.stack((box.x1 + across * (x + 0.5), box.y1 + down * (y + 0.5)), 1):
+                        assert any(
+                            b.x1 - 3 * across - 2 <= one[0] <= b.x2 + 3 * across + 2
+                            and b.y1 - 3 * down - 2 <= one[1] <= b.y2 + 3 * down + 2
+                            for b in boxes
+                        )
+        assert found > 2
 
 
 def test_rated_samples_keep_their_score(rated: Any) -> None:

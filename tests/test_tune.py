@@ -99,6 +99,35 @@ def test_a_tile_is_as_broken_as_it_is_said_to_be(views: Path) -> None:
     assert len(mirrored) == 5, "clean, or broken in any of its four places"
 
 
+def test_a_broken_tile_comes_with_its_twin(views: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same place without the defect, mirrored as the tile is; a twin alone is never drawn."""
+    monkeypatch.setattr(tune, "BATCH", {"local": 2})
+    rng, writer = np.random.default_rng(0), stores.ViewStore(views, "local-0").writer()
+    box = [0, 0, 4 * TOKEN_PX, 3 * TOKEN_PX]
+    for index in range(6):
+        pixels = picture(3, 4, rng)
+        record = {"split": "train", "score": 4.0, "defects": [], "width": box[2], "height": box[3]}
+        if index % 2:
+            broken, place = pixels.copy(), [TOKEN_PX, 0, 3 * TOKEN_PX, 2 * TOKEN_PX]
+            broken[: place[3], place[0] : place[2]] = BROKEN_LIGHT
+            known = {**record, "defects": [{**DEFECT, "box": place}]}
+            writer.add(known, iter([({"role": "global", "box": box}, broken)]))
+            writer.add({**record, "twin": True}, iter([({"role": "global", "box": box}, pixels)]))
+        else:
+            writer.add(record, iter([({"role": "global", "box": box}, pixels)]))
+    writer.close()
+    tiles = tune.Tiles(items_in(views, "train"), np.random.default_rng(1))
+    pairs = 0
+    for _ in range(30):
+        (one, other), kinds, _ = tiles.damaged()
+        assert not (kinds[1] > 0).any() or not (kinds[0] > 0).any(), "two defects: the second is no twin"
+        if (kinds[0] > 0).any():
+            changed = (one != other).reshape(2, TOKEN_PX, 2, TOKEN_PX, 3).any((1, 3, 4)).reshape(-1)
+            assert_array_equal(changed, kinds[0] > 0)
+            pairs += 1
+    assert pairs > 10
+
+
 def test_rated_tiles_are_parts_of_photos_with_their_scores(views: Path) -> None:
     tiles = tune.Tiles(items_in(views, "train"), np.random.default_rng(1))
     pixels, scores = tiles.rated(20)

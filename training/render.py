@@ -10,6 +10,9 @@ Writes four kinds of sample, a `ViewStore` and a `SurveyStore` each and worker:
 - `local`: a scene of vista.py (clean, bokeh, panned, low key) of a clean photo or of a mosaic of good rated ones,
   broken in 0 to 3 places, as its global view and crops
 
+A patched or local training sample that is broken is followed by its twin: the same views before the damage, so that
+what tells the two apart is the damage and never the content.
+
 Test photos are left out. Once there are eyes (perceive.py) and cells they can read,
 
     python training/render.py ... --kinds aimed --eyes RUN/eyes.pt --encoder CELLS/encoder.onnx
@@ -158,18 +161,23 @@ def rated_sample(photo: Rated, rng: np.random.Generator) -> Sample:
     return {"split": photo.split, "name": photo.path.name, "score": photo.score}, views()
 
 
-def patched_sample(photo: Rated, rng: np.random.Generator) -> Sample:
+def patched_pair(photo: Rated, rng: np.random.Generator) -> Iterator[Sample]:
+    """One, and its twin."""
     pixels = load(photo.path)
     if rng.random() < 0.5:
         pixels = part_of(pixels, 0.7, rng)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if rng.random() < 0.5 else pixels)
+    before = pixels.copy()
     regions: list[Region] = []
     if rng.random() >= PATCHED_CLEAN_SHARE:
         map_ = image_signature(pixels)
         found = inject(pixels, any_degradation(rng), int(rng.integers(1, 6)), map_, [], rng, sides=PATCH)
         regions = [found] if found else []
     known = _known(photo.split, photo.path.name, pixels, regions, photo.score)
-    return known, iter([seen(pixels, overall(pixels), GLOBAL_VIEW, "global")])
+    yield known, iter([seen(pixels, overall(pixels), GLOBAL_VIEW, "global")])
+    if regions and photo.split == "train":
+        known = _known(photo.split, photo.path.name, before, [], photo.score)
+        yield {**known, "twin": True}, iter([seen(before, overall(before), GLOBAL_VIEW, "global")])
 
 
 def _known(split: Split, name: str, pixels: Pixels, regions: list[Region], base: float) -> dict[str, Any]:
@@ -284,7 +292,10 @@ class Eyes:
             yield Box(int(x1 * width), int(y1 * height), math.ceil(x2 * width), math.ceil(y2 * height))
 
 
-def local_sample(split: Split, name: str, clean: Pixels, rng: np.random.Generator, eyes: Eyes | None = None) -> Sample:
+def local_pair(
+    split: Split, name: str, clean: Pixels, rng: np.random.Generator, eyes: Eyes | None = None
+) -> Iterator[Sample]:
+    """One and, without `eyes`, its twin."""
     part = part_of(clean, 0.6, rng) if rng.random() < 0.6 else clean
     pixels = varied(np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part), rng)
     damaged = rng.random() < DAMAGED_SHARE
@@ -292,6 +303,7 @@ def local_sample(split: Split, name: str, clean: Pixels, rng: np.random.Generato
     pixels = NEGATIVES[scene](pixels, image_signature, rng)
     if not pixels.flags.writeable:
         pixels = pixels.copy()
+    before = pixels.copy() if damaged and split == "train" and eyes is None else None
     h, w = pixels.shape[:2]
     regions: list[Region] = []
     if damaged:
@@ -303,17 +315,22 @@ def local_sample(split: Split, name: str, clean: Pixels, rng: np.random.Generato
             )
             regions += [found] if found else []
         regions.sort(key=lambda r: -r.cost)
+    aims = [
+        (role, crop_box(target, CROP, w, h)) for role, target in crop_targets(regions, w, h, rng, near=eyes is None)
+    ]
 
-    def views() -> Views:
-        overview, shown, map_ = seen(pixels, overall(pixels), GLOBAL_VIEW, "global")
+    def views(of: Pixels) -> Views:
+        overview, shown, map_ = seen(of, overall(of), GLOBAL_VIEW, "global")
         yield overview, shown, map_
         if eyes is not None and map_ is not None:
             for index, target in enumerate(eyes.targets(shown, map_, w, h)):
-                yield seen(pixels, crop_box(target, CROP, w, h), CROP_VIEW, f"aim{index}")
-        for role, target in crop_targets(regions, w, h, rng, near=eyes is None):
-            yield seen(pixels, crop_box(target, CROP, w, h), CROP_VIEW, role)
+                yield seen(of, crop_box(target, CROP, w, h), CROP_VIEW, f"aim{index}")
+        for role, box in aims:
+            yield seen(of, box, CROP_VIEW, role)
 
-    return {**_known(split, name, pixels, regions, CLEAN_SCORE), "scene": scene}, views()
+    yield {**_known(split, name, pixels, regions, CLEAN_SCORE), "scene": scene}, views(pixels)
+    if before is not None and regions:
+        yield {**_known(split, name, before, [], CLEAN_SCORE), "scene": scene, "twin": True}, views(before)
 
 
 def local_samples(
@@ -325,10 +342,10 @@ def local_samples(
 ) -> Iterator[Sample]:
     for _ in range(count):
         if rng.random() < MOSAIC_SHARE:
-            yield local_sample("train", "mosaic", mosaic(rated, rng), rng, eyes)
+            yield from local_pair("train", "mosaic", mosaic(rated, rng), rng, eyes)
         else:
             source, pixels = clean[int(rng.integers(len(clean)))]
-            yield local_sample(source.split, source.path.name, pixels, rng, eyes)
+            yield from local_pair(source.split, source.path.name, pixels, rng, eyes)
 
 
 def whole_samples(
@@ -356,7 +373,7 @@ def work(worker: int, args: argparse.Namespace) -> None:
         "aimed": lambda rng: local_samples(args.aimed // args.workers, clean, train, rng, eyes),
         "whole": lambda rng: whole_samples(args.whole // args.workers, clean, good, rng),
         "rated": lambda rng: (rated_sample(p, rng) for p in rated),
-        "patched": lambda rng: (patched_sample(p, rng) for p in good * args.patched),
+        "patched": lambda rng: (s for p in good * args.patched for s in patched_pair(p, rng)),
     }
     for kind in args.kinds:
         # Each kind has a seed of its own, so that one can be made again without the others.

@@ -7,9 +7,10 @@ away; perceive.py teaches better ones on whole views. Weights are averaged (EMA)
 
 import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from qcheck.tiles import Box
 RATED_TILE_PX: Final = 448
 TILE_PX: Final = 384
 RATED_BATCH: Final = 8
-BATCH: Final = {"patched": 4, "whole": 2, "local": 6}
+BATCH: Final = {"patched": 6, "whole": 2, "local": 8}
 BEGIN_PHOTOS: Final = 400
 DEV_SCENES: Final = 24
 ON_DEFECT: Final = 0.7  # of tiles of views with a defect
@@ -81,6 +82,10 @@ def normalised(pixels: NDArray[np.uint8]) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+# A tile, and the kinds and levels of its tokens.
+Tile = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
+
+
 class Tiles:
     """Draws tiles of training views."""
 
@@ -89,9 +94,12 @@ class Tiles:
         self.rng, self.names = rng, domain.kinds
         least = {"rated": RATED_TILE_PX}
         self.items = {
-            kind: [item for item in all_ if _holds_a_tile(item, least.get(kind, TILE_PX))]
+            kind: [
+                item for item in all_ if not item.sample.get("twin") and _holds_a_tile(item, least.get(kind, TILE_PX))
+            ]
             for kind, all_ in items.items()
         }
+        self.twins = twins_of(items)
         empty = next((kind for kind, all_ in self.items.items() if not all_), None)
         if empty:
             raise RunError(
@@ -114,42 +122,73 @@ class Tiles:
         return np.stack(tiles), np.array(scores, np.float32)
 
     def damaged(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """(n, TILE_PX, TILE_PX, 3), and the kinds and levels of their tokens (n, tokens), as of samples.token_truth."""
-        tiles, kinds, levels = [], [], []
+        """(n, TILE_PX, TILE_PX, 3), and the kinds and levels of their tokens (n, tokens), as of samples.token_truth.
+        A tile with a defect is followed by the same place of its twin, where it has one and the batch has room."""
+        drawn: list[Tile] = []
         for kind, count in BATCH.items():
-            made = 0
-            while made < count:
-                tile = self._tile(self._any(kind))
-                if tile is not None:
-                    for part, value in zip((tiles, kinds, levels), tile, strict=True):
-                        part.append(value)
-                    made += 1
-        return np.stack(tiles), np.stack(kinds), np.stack(levels)
+            made: list[Tile] = []
+            while len(made) < count:
+                made += self._tiles(self._any(kind))
+            drawn += made[:count]
+        tiles, kinds, levels = (np.stack(part) for part in zip(*drawn, strict=True))
+        return tiles, kinds, levels
 
     def _any(self, kind: str) -> Item:
         items = self.items[kind]
         return items[int(self.rng.integers(len(items)))]
 
-    def _tile(self, item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
+    def _tiles(self, item: Item) -> list[Tile]:
         index = int(self.rng.integers(len(item.sample["views"])))
-        pixels, box = item.read(index), Box(*item.sample["views"][index]["box"])
-        rows, cols, side = pixels.shape[0] // TOKEN_PX, pixels.shape[1] // TOKEN_PX, TILE_PX // TOKEN_PX
+        entry = item.sample["views"][index]
+        rows, cols, side = entry["rows"] // TOKEN_PX, entry["cols"] // TOKEN_PX, TILE_PX // TOKEN_PX
         if min(rows, cols) < side:
-            return None
-        truth = token_truth(rows, cols, box, item.sample, self.names)
-        kinds, levels = truth.kinds.reshape(rows, cols), truth.levels.reshape(rows, cols)
-        wanted = bool((kinds > 0).any()) and self.rng.random() < ON_DEFECT
+            return []
+        truth = self._truth(item, index)
+        wanted = bool((truth[0] > 0).any()) and self.rng.random() < ON_DEFECT
         for _ in range(TRIES):
             y, x = (int(self.rng.integers(0, n - side + 1)) for n in (rows, cols))
-            part = kinds[y : y + side, x : x + side]
-            if not wanted or (part > 0).any():
+            broken = bool((truth[0][y : y + side, x : x + side] > 0).any())
+            if not wanted or broken:
                 break
-        y1, x1 = y * TOKEN_PX, x * TOKEN_PX
-        tile = pixels[y1 : y1 + TILE_PX, x1 : x1 + TILE_PX]
-        level = levels[y : y + side, x : x + side]
-        if self.rng.random() < 0.5:
-            tile, part, level = tile[:, ::-1], part[:, ::-1], level[:, ::-1]
-        return tile, part.reshape(-1), level.reshape(-1)
+        mirrored = self.rng.random() < 0.5
+        twin = self.twins.get(id(item.sample)) if broken else None
+        return [
+            tile_at(one.read(index), *known, y, x, mirrored)
+            for one, known in ((item, truth), (twin, twin and self._truth(twin, index)))
+            if one is not None and known is not None
+        ]
+
+    def _truth(self, item: Item, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Kinds and levels of the tokens of a view, (rows, cols)."""
+        entry = item.sample["views"][index]
+        rows, cols = entry["rows"] // TOKEN_PX, entry["cols"] // TOKEN_PX
+        truth = token_truth(rows, cols, Box(*entry["box"]), item.sample, self.names)
+        return truth.kinds.reshape(rows, cols), truth.levels.reshape(rows, cols)
+
+
+def tile_at(
+    pixels: NDArray[np.uint8], kinds: NDArray[np.int64], levels: NDArray[np.int64], y: int, x: int, mirrored: bool
+) -> Tile:
+    """The tile whose first token is that of row `y` and column `x`."""
+    side = TILE_PX // TOKEN_PX
+    y_px, x_px = y * TOKEN_PX, x * TOKEN_PX
+    parts = (
+        pixels[y_px : y_px + TILE_PX, x_px : x_px + TILE_PX],
+        kinds[y : y + side, x : x + side],
+        levels[y : y + side, x : x + side],
+    )
+    tile, kinds, levels = (part[:, ::-1] if mirrored else part for part in parts)
+    return tile, kinds.reshape(-1), levels.reshape(-1)
+
+
+def twins_of(items: dict[str, list[Item]]) -> dict[int, Item]:
+    """Of each broken sample (by the id of its record) that has one, the same views unbroken: the sample after it."""
+    return {
+        id(item.sample): after
+        for all_ in items.values()
+        for item, after in itertools.pairwise(all_)
+        if after.sample.get("twin")
+    }
 
 
 def _holds_a_tile(item: Item, side_px: int) -> bool:
