@@ -2,12 +2,13 @@
 the export exact?
 
     python benchmarks/gates.py --rated DATA/biq2021 --vista SET [--model BUNDLE] [--single-pass BUNDLE]
-        [--checkpoint RUN/stepN.pt] [--brisque-python peers/bin/python] [--limit N]
+        [--photos DATA/photos] [--checkpoint RUN/stepN.pt] [--brisque-python peers/bin/python] [--limit N]
 
 On photos that no training saw: the test splits of training/photos.py, and that of a set of training/vista.py. What
 bounds it: half a second of CPU a big photo and pass. Prints a table and, last, one JSON line; each figure is [value,
 low, high] with a 95% bootstrap interval, over source photos for the Vista-like set. What was not asked for
-(--single-pass: a model of one look and no survey, taught with the same data) is null, never guessed.
+(--single-pass: a model of one look and no survey, taught with the same data; --photos: the attributes) is null or left
+out, never guessed.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 from accuracy import measured
+from attributes import COUNT, attribute_rows
 from measures import Estimate, bootstrap, mean, plcc, srcc
 from rated_sets import SetError, read_set
 from scorers import UnknownScorer, scorer
@@ -175,7 +177,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="another bundle than the embedded one")
     parser.add_argument("--single-pass", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="the model's, for parity with PyTorch; needs --photos")
-    parser.add_argument("--photos", type=Path, help="clean photos, for parity")
+    parser.add_argument("--photos", type=Path, help="clean photos, for the attributes and parity")
     parser.add_argument("--brisque-python", type=Path)
     parser.add_argument("--parity-photos", type=int, default=24)
     parser.add_argument("--limit", type=int, help="only so many images of the set, drawn evenly")
@@ -188,6 +190,9 @@ def main() -> int:
         rows = rated_rows(engine, rated)
         rows |= brisque_row(args.brisque_python, rated)
         rows |= vista_rows(str(args.model or "nano"), args.single_pass, args.vista, args.limit)
+        if args.photos is not None:
+            clean = [s.path for s in pristine_photos(args.photos) if s.split == "test"]
+            rows |= attribute_rows(engine, clean, COUNT)
         rows |= parity_rows(args.checkpoint, rated, args.photos, args.parity_photos)
     except (SetError, UnknownScorer) as error:
         print(f"gates.py: {error}", file=sys.stderr)

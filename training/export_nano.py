@@ -14,11 +14,10 @@ from typing import Any, Final
 
 import onnx
 import torch
-import vocabulary as words
-from cells import CELL_PX, IMAGENET_MEAN, IMAGENET_STD
+from cells import CELL_PX
 from defects import Domain
 from nano import Nano, NanoVisual, raise_bar
-from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
+from nano_contract import contract_of
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from sft import start_of
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle
 from qcheck.contract import (
     CONTRACT_FILE,
-    FORMAT,
     IMAGE_TOKENS,
     INPUTS_EMBEDS,
     KV_LENGTH,
@@ -34,18 +32,14 @@ from qcheck.contract import (
     PIXELS,
     POSITION_IDS,
     SURVEY,
-    Contract,
     DecoderSpec,
     FileEntry,
-    PixelSpec,
     past_name,
     present_name,
 )
 from qcheck.survey import STATISTICS
 
 VERSION: Final = "0.4.0"
-LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
-MAX_TOKENS: Final = 16384  # 64 probes of 196 image tokens and their turns
 OPSET: Final = 18
 MOST_SURVEY_CELLS: Final = 1 << 12  # a side: 131,072 pixels, more than any JPEG has
 BLOCK: Final = 32
@@ -216,17 +210,9 @@ def export(checkpoint: Path, card: Path, out: Path, precision: str) -> Bundle:
 def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> None:
     """The files of a bundle and its contract, into the directory `work`."""
     model, tokenizer, domain = load(checkpoint)
-    text = model.config.text_config
-    spec = DecoderSpec(
-        text.num_hidden_layers,
-        text.num_key_value_heads,
-        text.hidden_size // text.num_attention_heads,
-        text.hidden_size,
-        MAX_TOKENS,
-    )
     with torch.inference_mode():
         export_vision(model, work / "vision.onnx")
-        export_decoder(model, spec, work / "decoder.onnx")
+        export_decoder(model, contract_of(model, domain, VERSION, precision, {}).decoder, work / "decoder.onnx")
     for name in ("vision.onnx", "decoder.onnx"):
         strip(work / name)
     if precision == "int8":
@@ -242,23 +228,8 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
         "tokenizer": "tokenizer.json",
         "card": "MODEL_CARD.md",
     }
-    contract = Contract(
-        format=FORMAT,
-        name="nano",
-        version=VERSION,
-        licence=LICENCE,
-        precision=precision,
-        kinds=domain.kinds,
-        attributes=domain.attributes,
-        coordinates="relative_1000",
-        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
-        global_view=GLOBAL_VIEW,
-        crop_view=CROP_VIEW,
-        crop=CROP,
-        decoder=spec,
-        language=words.language(domain),
-        files={part: entry(work / name) for part, name in names.items()},
-    )
+    files = {part: entry(work / name) for part, name in names.items()}
+    contract = contract_of(model, domain, VERSION, precision, files)
     (work / CONTRACT_FILE).write_text(contract.to_json(), encoding="utf-8")
 
 

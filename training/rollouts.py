@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import vocabulary as words
-from cells import IMAGENET_MEAN, IMAGENET_STD
 from defects import Domain
 from look import packed, suspicions
 from nano import Nano
-from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
+from nano_contract import contract_of
 from narrator import Example, Shown, Speller
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +18,6 @@ from torch_backend import TorchBackend
 from visual import Evidence, described
 
 from qcheck import prompt
-from qcheck.contract import Contract, DecoderSpec, PixelSpec
 from qcheck.engine import Conversation, Engine, Mark, Request, Sampler, Token
 from qcheck.grammar import Matcher
 from qcheck.photo import Photo
@@ -28,7 +25,7 @@ from qcheck.probe import Limits, Prober
 from qcheck.tiles import View
 from qcheck.verdict import ModelInfo, Verdict
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 4096  # of one conversation: fewer than the runtime allows, so that many fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,11 @@ class RecordingEngine(Engine):
         self.last: RecordedConversation | None = None
         embeddings = model.get_input_embeddings().weight.detach().float().numpy()
         super().__init__(
-            contract_of(model, domain), ModelInfo("nano", "training", "0" * 64), self.eyes, tokenizer, embeddings
+            contract_of(model, domain, "training", "fp32", {}, MAX_TOKENS),
+            ModelInfo("nano", "training", "0" * 64),
+            self.eyes,
+            tokenizer,
+            embeddings,
         )
 
     def conversation(self) -> RecordedConversation:
@@ -159,29 +160,6 @@ class RecordingEngine(Engine):
         """Of all runs of the last conversation, in order."""
         assert self.last is not None
         return [*self.finished, self.last.transcript]
-
-
-def contract_of(model: Nano, domain: Domain) -> Contract:
-    """Of a model that no file holds yet."""
-    text = model.config.text_config
-    head_dim = text.hidden_size // text.num_attention_heads
-    return Contract(
-        format=1,
-        name="nano",
-        version="training",
-        licence="",
-        precision="fp32",
-        kinds=domain.kinds,
-        attributes=domain.attributes,
-        coordinates="relative_1000",
-        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
-        global_view=GLOBAL_VIEW,
-        crop_view=CROP_VIEW,
-        crop=CROP,
-        decoder=DecoderSpec(text.num_hidden_layers, text.num_key_value_heads, head_dim, text.hidden_size, MAX_TOKENS),
-        language=words.language(domain),
-        files={},
-    )
 
 
 def sampled(

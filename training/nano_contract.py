@@ -1,0 +1,49 @@
+"""nano's contract with the runtime: what each graph takes, what its views are, and how it is spoken to."""
+
+from typing import Final
+
+import vocabulary as words
+from cells import IMAGENET_MEAN, IMAGENET_STD
+from defects import Domain
+from nano import Nano
+from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
+
+from qcheck.contract import FORMAT, Contract, DecoderSpec, FileEntry, PixelSpec
+
+MAX_TOKENS: Final = 16384  # 64 probes of 196 image tokens and their turns
+LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
+
+
+def contract_of(
+    model: Nano,
+    domain: Domain,
+    version: str,
+    precision: str,
+    files: dict[str, FileEntry],
+    max_tokens: int = MAX_TOKENS,
+) -> Contract:
+    """`files`: by part, see qcheck/contract.py; none for a model that is only in memory."""
+    text = model.config.text_config
+    return Contract(
+        format=FORMAT,
+        name="nano",
+        version=version,
+        licence=LICENCE,
+        precision=precision,
+        kinds=domain.kinds,
+        attributes=domain.attributes,
+        coordinates="relative_1000",
+        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
+        global_view=GLOBAL_VIEW,
+        crop_view=CROP_VIEW,
+        crop=CROP,
+        decoder=DecoderSpec(
+            text.num_hidden_layers,
+            text.num_key_value_heads,
+            text.hidden_size // text.num_attention_heads,
+            text.hidden_size,
+            max_tokens,
+        ),
+        language=words.language(domain),
+        files=files,
+    )
