@@ -9,6 +9,7 @@ training photos with those, so that the decoder learns how far to trust eyes on 
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -61,21 +62,29 @@ class Tokens:
         parts: list[list[NDArray[Any]]] = [[] for _ in range(8)]
         count = 0
         for kind in LESSONS:
-            for item in items[kind]:
+            for before, item in itertools.pairwise((None, *items[kind])):
+                assert item is not None
                 for index in range(len(item.sample["views"])):
-                    for part, values in zip(parts, self.of_view(item, index, count, rng), strict=True):
+                    of = before if item.sample.get("twin") else None
+                    for part, values in zip(parts, self.of_view(item, index, count, rng, of), strict=True):
                         part.append(values)
                     count += 1
         joined = [torch.from_numpy(np.concatenate(part)) for part in parts]
         self.tokens, self.means, self.spreads, self.counts = joined[:4]
         self.views, self.kinds, self.levels, self.severities = joined[4:]
 
-    def of_view(self, item: Item, index: int, number: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
+    def of_view(
+        self, item: Item, index: int, number: int, rng: np.random.Generator, of: Item | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """`of`: the broken sample whose twin this is: the same tokens are taken."""
         cells, view = item.read(index).astype(np.float32), item.sample["views"][index]
         rows, cols = tokens_of(cells)
         truth = token_truth(rows, cols, Box(*view["box"]), item.sample, self.names)
         clean, damaged = np.flatnonzero(truth.kinds == 0), np.flatnonzero(truth.kinds > 0)
         most = CLEAN_TOKENS.get(view["role"], CLEAN_TOKENS["global"] // 2)
+        if of is not None:
+            broken = token_truth(rows, cols, Box(*view["box"]), of.sample, self.names).kinds > 0
+            clean, most = np.flatnonzero(broken), DAMAGED_TOKENS
         picked = np.concatenate((rng.permutation(clean)[:most], rng.permutation(damaged)[:DAMAGED_TOKENS]))
         tokens = cells.reshape(rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((1, 3))
         yield tokens.reshape(rows * cols, CELL_CHANNELS)[picked].astype(np.float16)

@@ -50,14 +50,15 @@ def rated_photos(folder: Path) -> list[Rated]:
 
 
 def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:
-    """The clean photos of a folder with `photos.csv` (file, role); `large`, `camera`, `extra` ones only ever train."""
+    """The clean photos of a folder with `photos.csv` (file, role); `large` and `extra` ones only ever train. Those
+    straight from a `camera` are left out: some have real defects, which benchmarks/real_defects.py asks for."""
     sources = []
     with (folder / "photos.csv").open(newline="") as table:
         for row in csv.DictReader(table):
             path = folder / row["file"]
             if row["role"] == "pristine":
                 sources.append(Source(path, split_of(content_share(path), PRISTINE_TEST_SHARE, PRISTINE_DEV_SHARE)))
-            elif row["role"] in {"large", "camera"}:
+            elif row["role"] == "large":
                 sources.append(Source(path, "train"))
     if extra is not None:
         sources += [

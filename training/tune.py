@@ -36,6 +36,7 @@ BATCH: Final = {"patched": 6, "whole": 2, "local": 8}
 BEGIN_PHOTOS: Final = 400
 DEV_SCENES: Final = 24
 ON_DEFECT: Final = 0.7  # of tiles of views with a defect
+ON_GLOBAL: Final = 0.25  # of tiles, besides those that fall on a global view by chance: there damage is faintest
 TRIES: Final = 12
 SCORE_WEIGHT: Final = 1.0
 RANK_WEIGHT: Final = 1.0
@@ -138,7 +139,7 @@ class Tiles:
         return items[int(self.rng.integers(len(items)))]
 
     def _tiles(self, item: Item) -> list[Tile]:
-        index = int(self.rng.integers(len(item.sample["views"])))
+        index = 0 if self.rng.random() < ON_GLOBAL else int(self.rng.integers(len(item.sample["views"])))
         entry = item.sample["views"][index]
         rows, cols, side = entry["rows"] // TOKEN_PX, entry["cols"] // TOKEN_PX, TILE_PX // TOKEN_PX
         if min(rows, cols) < side:
