@@ -169,8 +169,10 @@ def overlap(a: Box, b: Box) -> Box | None:
 class Narrator:
     """Turns cached samples into conversations, another one each time."""
 
-    def __init__(self, speller: Speller, rng: np.random.Generator) -> None:
-        self.speller, self.rng, self.domain = speller, rng, speller.domain
+    def __init__(self, speller: Speller, rng: np.random.Generator, context: bool = True) -> None:
+        """Without `context`, against the context-aware rule: every crop that is shown holds a damage, so that being
+        cropped means to be broken. For the ablation only."""
+        self.speller, self.rng, self.domain, self.context = speller, rng, speller.domain, context
         self.spoken = words.language(speller.domain)
 
     def tell(self, kind: str, item: Item) -> Example:
@@ -184,7 +186,7 @@ class Narrator:
         views = shown_views(item)
         whole = [v for v in views if v.role == "global"]
         shown = whole[int(rng.integers(len(whole)))] if augment and rng.random() < 0.6 else whole[0]
-        zoom = augment and rng.random() < 0.1
+        zoom = augment and rng.random() < 0.1 and self.context
         self.speller.request(
             example, self.spoken.first if zoom or rng.random() < 0.5 else self.spoken.first_final, shown
         )
@@ -202,7 +204,7 @@ class Narrator:
         """A locally damaged rated photo, small: looked at once, or with one crop."""
         shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", "window"))
         defects, example = defects_of(item.sample), Example()
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.5 and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
             self.speller.request(example, self.spoken.first, shown)
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final, window)
@@ -235,10 +237,13 @@ class Narrator:
         left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
         for turn in range(most):
             crop = None
-            if self.rng.random() < ON_POLICY_SHARE:
+            on_damage = [c for c in crops if any(share(d, c) >= FOUND_SHARE for d in left)]
+            if not self.context and not on_damage:
+                break
+            if self.context and self.rng.random() < ON_POLICY_SHARE:
                 crop = self.call_suspicion(example, item.sample, shown, crops, left, turn)
             if crop is None:
-                crop = self.call_elsewhere(example, shown, crops, left)
+                crop = self.call_elsewhere(example, shown, crops, on_damage)
             crops = [c for c in crops if c is not crop] or crops
             last = turn == most - 1
             self.speller.request(example, self.spoken.crop_final if last else self.spoken.crop, crop)
@@ -271,11 +276,11 @@ class Narrator:
         self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
         return max(fit, key=lambda c: c.box.iou(view))
 
-    def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], left: list[Defect]) -> Shown:
-        """Asks for a crop on a damage that waits, or for any. The aim is not taught, because perception gave no reason
+    def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], on_damage: list[Shown]) -> Shown:
+        """Asks for a crop `on_damage` that waits, or for any. The aim is not taught, because perception gave no reason
         for it."""
-        on_damage = [c for c in crops if any(share(d, c) >= FOUND_SHARE for d in left)]
-        choice = on_damage if on_damage and self.rng.random() < ON_DEFECT_SHARE else crops
+        always = not self.context
+        choice = on_damage if on_damage and (always or self.rng.random() < ON_DEFECT_SHARE) else crops
         crop = choice[int(self.rng.integers(len(choice)))]
         aimed = prompt.spell_call(shown.spell(crop.box), self.any_kind())
         self.speller.say(example, [prompt.CALL_OPEN])

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from cells import CELL_CHANNELS
+from cells import CELL_CHANNELS, VIEW_CHANNELS
 from defects import PHOTOS, Domain
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ WARM_STEPS: Final = 50
 QUALITY_DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
+UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
 
 
 class Tokens:
@@ -97,11 +98,13 @@ class Tokens:
         yield truth.severities[picked]
 
 
-def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float) -> None:
-    """Each branch learns alone, so that neither leans on the other."""
+def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey: bool = True) -> None:
+    """Each branch learns alone, so that neither leans on the other. Without `survey` they are blind to it."""
     everything = train.tokens[:: max(1, len(train.tokens) // 100_000)].float()
     damage.mean.copy_(everything.mean(0))
     damage.std.copy_(everything.std(0) + 1e-3)
+    if not survey:
+        damage.std[VIEW_CHANNELS:] = UNSEEN
     optimizer = torch.optim.AdamW(damage.parameters(), lr=rate, weight_decay=0.1)
     damage.train()
     for step in range(steps):
@@ -160,11 +163,14 @@ class Summaries:
 
 
 def learn_quality(
-    quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, rate: float, epochs: int
+    quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, rate: float, epochs: int, survey: bool = True
 ) -> None:
-    """Regression on scores: the ridge at once, the networks by steps, each for itself."""
+    """Regression on scores: the ridge at once, the networks by steps, each for itself. Without `survey` they are blind
+    to it."""
     quality.mean.copy_(summaries.mean(0))
     quality.std.copy_(summaries.std(0) + 1e-3)
+    if not survey:
+        quality.std.view(2, CELL_CHANNELS)[:, VIEW_CHANNELS:] = UNSEEN  # of means, of spreads
     inputs, targets = quality.normalised(summaries), scores - SCORE_CENTRE
     with torch.no_grad():
         weight, bias = ridge(inputs, targets, weights)
@@ -250,7 +256,8 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`cells`: of encode.py. Without `folds`, only the eyes that saw all: enough to aim with."""
+    """`cells`: of encode.py. Without `folds`, only the eyes that saw all: enough to aim with. Without `survey`, eyes
+    that see the view alone, to measure what the survey is worth."""
 
     cells: Path
     out: Path
@@ -258,6 +265,7 @@ class Config:
     quality_epochs: int = 15
     rate: float = 1e-3
     folds: bool = True
+    survey: bool = True
     seed: int = 0
     threads: int = 2
 
@@ -287,10 +295,10 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         tokens = Tokens(seen, np.random.default_rng(config.seed), domain.kinds)
         spent = f"{time.monotonic() - started:.0f} s"
         print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
-        learn_damage(eyes.damage, tokens, config.damage_steps, config.rate)
+        learn_damage(eyes.damage, tokens, config.damage_steps, config.rate, config.survey)
         del tokens
         if summaries:
-            learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs)
+            learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs, config.survey)
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), "domain": dataclasses.asdict(domain)})
     eyes = Perception(len(domain.kinds))
     eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])

@@ -194,13 +194,14 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with; `batch`: conversations of a step, by
-    kind of sample."""
+    """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with; `start`: a checkpoint of stage 1 to go
+    on from, or none yet; `batch`: conversations of a step, by kind of sample; `context`: see narrator.Narrator."""
 
     looked: Path
     eyes: Path
     out: Path
     encoder: Path | None = None
+    start: Path | None = None
     steps: int = 650
     drill_steps: int = 300
     rate: float = 1.5e-3
@@ -210,6 +211,7 @@ class Config:
     batch: dict[str, int] = field(
         default_factory=lambda: {"rated": 24, "patched": 4, "whole": 4, "local": 4, "aimed": 12}
     )
+    context: bool = True
     seed: int = 0
     threads: int = 2
 
@@ -253,8 +255,10 @@ def teach(settings: Config) -> None:
     if not train["rated"]:
         raise RunError(f"{settings.looked}: holds no rated sample to learn from; make them (look.py)")
     model = fresh(tokenizer, settings.encoder, eyes, domain)
+    if settings.start is not None:
+        model.load_state_dict(checkpoint_of(settings.start, "model")["model"])
     speller = Speller(tokenizer, domain=domain)
-    narrator = Narrator(Speller(tokenizer, rng, domain), rng)
+    narrator = Narrator(Speller(tokenizer, rng, domain), rng, settings.context)
     trainer = Trainer(model, Targets(tokenizer), speller.image_id)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizers = optimizers_of(model, settings.rate, settings.decay)

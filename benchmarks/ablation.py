@@ -1,0 +1,246 @@
+"""What each part of the training is worth: small runs that differ in one thing, judged on the same held-out images.
+
+    python benchmarks/ablation.py --looked RUN/looked --eyes RUN/eyes/eyes.pt --encoder RUN/encoder.pt --vista SET
+        --rated DATA/biq2021 --out RUNS [--blind-looked ... --blind-eyes ...] [--rows '0+2' '0+2+3' ...]
+
+Every row is a chain of stages of training/train.py, whose configs are written to RUNS; rows share what they have in
+common, and what was run is not run again. The eyes (stage 0) are the same in all rows but those that are blind to the
+survey (perceive's `survey = false`). Judged on the test splits of a Vista-like set and of rated photos, in fp32, with
+the runtime. Rows that are known stand in RUNS/rows.jsonl; prints the table of all of them in Markdown.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from accuracy import measured
+from measures import Estimate, bootstrap, srcc
+from rated_sets import Case, read_set
+from scorers import scorer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
+
+from photos import Rated, rated_photos
+
+from qcheck.bundle import Bundle
+from qcheck.engine import Engine
+from qcheck.photo import Photo
+from qcheck.probe import Limits, Prober
+
+TRAINING: Final = Path(__file__).resolve().parent.parent / "training"
+ATTRIBUTES: Final = dict.fromkeys(("sharpness", "noise", "color", "exposure", "compression"), 0.1)
+COLUMNS: Final = {
+    "rated_srcc": "rated, SRCC",
+    "vista_srcc_0": "Vista-like, SRCC, 0 probes",
+    "vista_srcc_3": "3 probes",
+    "vista_iou": "IoU",
+    "false_alarms_clean": "false alarms, clean",
+    "crop_shift": "clean crop's shift",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage of train.py, and the keys of its config that are not as usual; `policy`: those of its table."""
+
+    stage: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Steps of each stage, and how many images a row is judged on."""
+
+    drill: int
+    lessons: int
+    policy: int
+    images: int
+    photos: int
+
+
+def batch(low: int, high: int, aimed: bool) -> dict[str, int]:
+    """Conversations of a step: with one view mostly, and with crops."""
+    return {
+        "rated": low - 8,
+        "patched": 4,
+        "whole": 4,
+        "local": 4 if aimed else high,
+        "aimed": high - 4 if aimed else 0,
+    }
+
+
+def rows_of(aimed: bool) -> dict[str, list[Step]]:
+    """Every row's name and stages. "0" alone is the drill: a decoder that reads out what the eyes see."""
+    drill, lessons = Step("drill"), Step("sft", {"batch": batch(32, 16, aimed)})
+    rank = Step("rank", policy={"reward": "ranking", "images": 6, "rollouts": 6})
+    refine = {"reward": "decoupled", "max_probes": 3, "images": 4, "rollouts": 4}
+
+    def refined(**keys: Any) -> list[Step]:
+        return [drill, lessons, Step("refine", policy={**refine, **keys})]
+
+    rows = {
+        "0": [drill],
+        "0+1": [drill, rank],
+        "0+2": [drill, lessons],
+        "0+1+2": [drill, rank, lessons],
+        "0+2+3": refined(),
+        "0+1+2+3": [drill, rank, lessons, Step("refine", policy=refine)],
+        "0+2, eyes without the survey": [Step("drill", {"blind": True}), Step("sft", {**lessons.keys, "blind": True})],
+        "0+2, low:high 1:1": [drill, Step("sft", {"batch": batch(24, 24, aimed)})],
+        "0+2, low:high 4:1": [drill, Step("sft", {"batch": batch(38, 10, aimed)})],
+        "0+2, degradation only": [drill, Step("sft", {**lessons.keys, "context": False})],
+        "0+1, attributes": [drill, Step("rank", policy={**rank.policy, "attributes": ATTRIBUTES})],
+        "0+2+3, without R_loc": refined(b=0.0),
+        "0+2+3, uncertainty weight": refined(uncertainty_weight=True),
+        "0+2+3, perception loss": refined(perception_loss=True),
+    }
+    for a in (0.5, 1.0, 2.0):
+        for b in (0.05, 0.15, 0.3):
+            rows[f"0+2+3, a = {a:g}, b = {b:g}"] = refined(a=a, b=b)
+    return rows
+
+
+class Runs:
+    """Where chains of stages are run, each once. `paths`: looked, eyes, encoder, blind_looked, blind_eyes, rated,
+    vista."""
+
+    def __init__(self, out: Path, paths: dict[str, Path | None], sizes: Sizes, seed: int) -> None:
+        self.out, self.paths, self.sizes, self.seed = out, paths, sizes, seed
+
+    def checkpoint(self, chain: list[Step], run: Callable[[str, Path], None]) -> Path:
+        """That of the last stage of a chain. `run`: a stage of train.py by its config."""
+        start: Path | None = None
+        for step in chain:
+            config = self.config(step, start)
+            name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+            folder = self.out / f"{step.stage}-{name}"
+            steps = config["steps"]
+            start = folder / (f"step{steps}.pt" if step.stage in ("drill", "sft") else "best.pt")
+            done = folder / "done"
+            if not done.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                path = self.out / f"{step.stage}-{name}.toml"
+                path.write_text(toml({"out": str(folder), **config}))
+                run("sft" if step.stage == "drill" else step.stage, path)
+                done.touch()
+        assert start is not None
+        return start
+
+    def config(self, step: Step, start: Path | None) -> dict[str, Any]:
+        keys = {k: v for k, v in step.keys.items() if k != "blind"} | {"seed": self.seed}
+        if start is not None:
+            keys["start"] = str(start)
+        if step.stage in ("drill", "sft"):
+            sight = "blind_" if step.keys.get("blind") else ""
+            for key, name in (("looked", f"{sight}looked"), ("eyes", f"{sight}eyes"), ("encoder", "encoder")):
+                keys[key] = str(self.paths[name])
+            steps = self.sizes.drill if step.stage == "drill" else self.sizes.lessons
+            return {**keys, "steps": steps, "drill_steps": steps if step.stage == "drill" else 0, "every": steps}
+        keys |= {"steps": self.sizes.policy, "every": max(1, self.sizes.policy // 2), "dev_photos": 40}
+        keys["small"] = step.stage == "rank"
+        for name in ("rated", "vista") if step.stage == "rank" else ("vista",):
+            keys[name] = str(self.paths[name])
+        return {**keys, "policy": step.policy}
+
+
+def toml(table: dict[str, Any]) -> str:
+    """Of texts, numbers, truths and tables of those."""
+    plain = "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if not isinstance(value, dict))
+    return plain + "".join(_table(key, value) for key, value in table.items() if isinstance(value, dict))
+
+
+def _table(name: str, table: dict[str, Any]) -> str:
+    inner = "".join(_table(f"{name}.{key}", value) for key, value in table.items() if isinstance(value, dict))
+    plain = "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if not isinstance(value, dict))
+    return f"[{name}]\n{plain}{inner}"
+
+
+def train(stage: str, config: Path) -> None:
+    """In a process of its own, so that its memory is given back."""
+    subprocess.run([sys.executable, str(TRAINING / "train.py"), stage, "--config", str(config)], check=True)
+
+
+def judged(bundle: Path, vista: Path, cases: list[Case], photos: list[Rated]) -> dict[str, Estimate]:
+    prober = Prober(Engine.open(Bundle.open(bundle)))
+    guess = [prober.judge(Photo.open(p.path), Limits(0)).score for p in photos]
+    rows = {"rated_srcc": bootstrap(srcc, guess, [p.score for p in photos])}
+    found = {probes: measured(scorer(f"{bundle}@{probes}", None), cases, vista, None) for probes in (0, 3)}
+    rows |= {f"vista_srcc_{probes}": row["srcc"] for probes, row in found.items()}
+    rows |= {"vista_iou": found[3]["iou"], "false_alarms_clean": found[3]["false_alarms_clean"]}
+    rows["crop_shift"] = measured(scorer(f"{bundle}@1:clean", None), cases, vista, None)["crop_shift"]
+    return rows
+
+
+def spread(things: list[Any], count: int) -> list[Any]:
+    """At most `count` of them, drawn evenly."""
+    return [things[i] for i in sorted({round(i) for i in np.linspace(0, len(things) - 1, min(count, len(things)))})]
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Of rows.jsonl, in Markdown."""
+    text = f"| row | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}\n"
+    for line in lines:
+        figures = (str(Estimate(*line[name])) for name in COLUMNS)
+        text += f"| {line['row']} | {' | '.join(figures)} |\n"
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("looked", "eyes", "encoder", "vista", "rated", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("blind-looked", "blind-eyes"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--rows", nargs="+", help="only these")
+    for name, default in (("drill", 120), ("lessons", 120), ("policy", 20), ("images", 60), ("photos", 150)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rows = rows_of(any(args.looked.glob("aimed-*.jsonl")))
+    if args.blind_looked is None or args.blind_eyes is None:
+        rows = {name: chain for name, chain in rows.items() if not any(step.keys.get("blind") for step in chain)}
+    if unknown := set(args.rows or ()) - set(rows):
+        print(f"ablation.py: there is no row {sorted(unknown)[0]!r}; the rows are {', '.join(rows)}", file=sys.stderr)
+        return 2
+    from export_nano import export
+
+    sizes = Sizes(args.drill, args.lessons, args.policy, args.images, args.photos)
+    paths = {name: getattr(args, name) for name in ("looked", "eyes", "encoder", "blind_looked", "blind_eyes")}
+    runs = Runs(args.out, {**paths, "rated": args.rated, "vista": args.vista}, sizes, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / "rows.jsonl"
+    known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    _, cases = read_set(args.vista)
+    cases = spread([c for c in cases if c.split == "test" and c.regions is not None], sizes.images)
+    photos = spread([p for p in rated_photos(args.rated) if p.split == "test"], sizes.photos)
+    for name, chain in rows.items():
+        if (args.rows and name not in args.rows) or any(line["row"] == name for line in known):
+            continue
+        started = time.monotonic()
+        checkpoint = runs.checkpoint(chain, train)
+        bundle = checkpoint.with_suffix(".bundle")
+        export(checkpoint, TRAINING / "MODEL_CARD.md", bundle, "fp32")
+        figures = judged(bundle, args.vista, cases, photos)
+        line = {"row": name, **{key: value.as_list() for key, value in figures.items()}}
+        known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes), "seed": args.seed})
+        with kept.open("a") as file:
+            file.write(json.dumps(known[-1]) + "\n")
+    print(table(known))
+    return 0
+
+
+def vars_of(sizes: Sizes) -> dict[str, int]:
+    return {f"{name}_count": getattr(sizes, name) for name in Sizes.__slots__}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

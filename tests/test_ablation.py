@@ -1,0 +1,83 @@
+"""The ablation's rows: configs that train.py takes, each stage run once however many rows share it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script
+
+library("torch")
+library("transformers")
+ablation = script("ablation", "benchmarks")
+train, config = script("train"), script("config")
+SIZES = ablation.Sizes(drill=12, lessons=10, policy=4, images=5, photos=6)
+PATHS = ("looked", "eyes", "encoder", "blind_looked", "blind_eyes", "rated", "vista")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Any:
+    return ablation.Runs(tmp_path, {name: tmp_path / name for name in PATHS}, SIZES, 3)
+
+
+def test_every_row_is_made_of_configs_that_are_taken(runs: Any) -> None:
+    """And no stage is run twice."""
+    seen: list[Any] = []
+
+    def run(stage: str, path: Path) -> None:
+        kind, _ = train.STAGES[stage]
+        seen.append(config.read(path, kind))
+
+    ends = {name: runs.checkpoint(chain, run) for name, chain in ablation.rows_of(aimed=True).items()}
+    assert len(set(ends.values())) == len(ends), "two rows are the same run"
+    assert len({one.out for one in seen}) == len(seen)
+    first = len(seen)
+    for chain in ablation.rows_of(aimed=True).values():
+        runs.checkpoint(chain, run)
+    assert len(seen) == first
+    starts = [one.start for one in seen]
+    assert starts.count(None) == 2, "one drill, and one with blind eyes"
+
+
+def test_rows_differ_in_what_they_are_about(runs: Any) -> None:
+    made: dict[str, Any] = {}
+
+    def last_of(name: str) -> Any:
+        def run(stage: str, path: Path) -> None:
+            made[path.stem] = config.read(path, train.STAGES[stage][0])
+
+        path = runs.checkpoint(ablation.rows_of(aimed=True)[name], run)
+        return made[path.parent.name]
+
+    base, lessons = last_of("0+2+3"), last_of("0+2")
+    assert (base.policy.a, base.policy.b, base.policy.uncertainty_weight) == (1.0, 0.2, False)
+    assert last_of("0+2+3, without R_loc").policy.b == 0
+    assert last_of("0+2+3, a = 2, b = 0.05").policy.a == 2
+    assert last_of("0+2+3, uncertainty weight").policy.uncertainty_weight
+    assert last_of("0+2+3, perception loss").policy.perception_loss
+    assert set(last_of("0+1, attributes").policy.attributes) == set(ablation.ATTRIBUTES)
+    assert lessons.context
+    assert not last_of("0+2, degradation only").context
+    assert last_of("0+2, eyes without the survey").eyes.name == "blind_eyes"
+    for name, share in (("0+2", 2), ("0+2, low:high 1:1", 1), ("0+2, low:high 4:1", 3.8)):
+        counts = last_of(name).batch
+        assert sum(counts[k] for k in ("rated", "patched", "whole")) == share * (counts["local"] + counts["aimed"])
+    assert last_of("0+1+2").start.parent.name.startswith("rank-")
+
+
+def test_the_table_has_a_line_a_row() -> None:
+    figures = {name: [0.5, 0.4, 0.6] for name in ablation.COLUMNS}
+    text = ablation.table([{"row": "0+2", **figures}, {"row": "0+2+3", **figures}]).splitlines()
+    assert len(text) == 4
+    assert text[2].startswith("| 0+2 | 0.500 [0.400, 0.600] |")
+    assert len({line.count("|") for line in text}) == 1
+
+
+def test_an_unknown_row_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    options = [part for name in ("looked", "eyes", "encoder", "vista", "rated", "out") for part in (f"--{name}", "x")]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *options, "--rows", "4"])
+    assert ablation.main() == 2
+    assert "there is no row '4'; the rows are 0, 0+1" in capsys.readouterr().err
