@@ -220,13 +220,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 KIND_OF_SAMPLE = {"local": 0, "clean": 1, "patched": 2, "whole": 3, "rated": 4}
 
 
-def told(pool: list[Any], name: str, count: int = 40) -> Iterator[tuple[dict[str, Any], Any]]:
+def told(pool: list[Any], name: str, count: int = 40, context: bool = True) -> Iterator[tuple[dict[str, Any], Any]]:
     """Examples of a kind of sample, each with its own chance."""
     narration = script("narrator")
     item = pool[KIND_OF_SAMPLE[name]]
     speller = narration.Speller(tokenizer())
     for seed in range(count):
-        narrator = narration.Narrator(speller, np.random.default_rng(seed))
+        narrator = narration.Narrator(speller, np.random.default_rng(seed), context)
         yield item.sample, narrator.tell("aimed" if name in ("local", "clean") else name, item)
 
 
@@ -416,6 +416,23 @@ def test_findings_say_what_the_crop_shows(pool: list[Any]) -> None:
     assert {"aim0", "aim1"} <= set(misspoken) <= set(expected)
     share = len(misspoken) / len(checked + misspoken)
     assert share == pytest.approx(script("narrator").MISSPOKEN_SHARE, abs=0.1)
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_without_the_context_rule_every_crop_is_broken(pool: list[Any], context: bool) -> None:
+    """With it, some are not."""
+    narration, samples = script("narrator"), script("samples")
+    broken, looked_at_once = [], 0
+    for name in KIND_OF_SAMPLE:
+        for sample, example in told(pool, name, context=context):
+            _, *crops = example.views
+            found = samples.defects_of(sample)
+            broken += [any(narration.share(d, crop) >= narration.FOUND_SHARE for d in found) for crop in crops]
+            looked_at_once += name == "local" and not crops
+            assert len(example.exact_scores) == 1
+    assert all(broken) is not context
+    assert len(broken) > 20
+    assert looked_at_once < 30
 
 
 def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:

@@ -286,6 +286,52 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.mean(overlaps) > 0.9
 
 
+def test_of_a_twin_the_same_tokens_are_taken(tmp_path: Path) -> None:
+    """Those that are broken in the sample before it: what tells the two apart is the damage."""
+    rng = np.random.default_rng(0)
+    photo = {"split": "train", "width": 600, "height": 400, "score": 2.0}
+    about = {"role": "global", "box": [0, 0, 600, 400]}
+    broken, box = damaged_view(rng)
+    twin = rng.normal(size=broken.shape).astype(np.float16)
+    defect = {"kind": "noise", "level": 3, "cost": 0.4, "box": box}
+    entries = [({**photo, "defects": [defect]}, [(about, broken)])]
+    entries += [({**photo, "defects": [], "twin": True}, [(about, twin)])]
+    stored(tmp_path, "local-0", entries)
+    items = cells_in(tmp_path, "local")
+    tokens = perceive.Tokens({kind: items if kind == "local" else [] for kind in perceive.LESSONS}, rng)
+    of_twin = tokens.tokens[tokens.views == 1]
+    assert (tokens.kinds[tokens.views == 1] == 0).all()
+    x, y = box[0] // 100, box[1] // 100
+    place = twin.reshape(4, 2, 6, 2, -1).astype(np.float32).mean((1, 3))[y : y + 2, x : x + 3]
+    expected = place.reshape(6, -1).astype(np.float16)
+    assert sorted(of_twin[:, 0].tolist()) == sorted(expected[:, 0].tolist())
+
+
+def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:
+    entries = []
+    for seed in range(40):
+        view, box = damaged_view(np.random.default_rng(seed))
+        defect = {"kind": "noise", "level": 3, "cost": 0.4, "box": box}
+        split = "train" if seed % 4 else "dev"
+        known = {"split": split, "width": 600, "height": 400, "score": 2.0 + seed / 20, "defects": [defect]}
+        entries.append((known, [({"role": "global", "box": [0, 0, 600, 400]}, view)]))
+    for kind in ("local", "rated"):
+        stored(tmp_path, f"{kind}-0", entries)
+    for survey in (True, False):
+        out = tmp_path / f"eyes-{survey}"
+        perceive.teach(
+            perceive.Config(tmp_path, out, damage_steps=3, quality_epochs=1, folds=False, survey=survey, threads=1)
+        )
+        taught, _ = look.eyes_of(samples.eyes_file(out, None))
+        view = torch.from_numpy(entries[0][1][0][1].astype(np.float32))
+        other = view.clone()
+        other[..., cells.VIEW_CHANNELS :] += torch.randn(cells.SURVEY_CHANNELS)
+        with torch.inference_mode():
+            one, two = visual.perceived(taught, [view, other])
+        same = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one, two, strict=True))
+        assert same is not survey
+
+
 @pytest.mark.parametrize("part", ["ridge", "networks", "both"])
 def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of views whose score is the strength of some channels; each half of the judgement does it alone."""
