@@ -307,6 +307,33 @@ def test_of_a_twin_the_same_tokens_are_taken(tmp_path: Path) -> None:
     assert sorted(of_twin[:, 0].tolist()) == sorted(expected[:, 0].tolist())
 
 
+def test_eyes_can_be_kept_from_a_degradation(tmp_path: Path) -> None:
+    entries = []
+    for seed in range(12):
+        view, box = damaged_view(np.random.default_rng(seed))
+        defect = {"kind": "compression", "level": 3, "cost": 0.4, "box": box, "name": "jpeg" if seed % 2 else "webp"}
+        split = "train" if seed % 3 else "dev"
+        known = {"split": split, "width": 600, "height": 400, "score": 2.0 + seed / 6, "defects": [defect]}
+        entries.append((known, [({"role": "global", "box": [0, 0, 600, 400]}, view)]))
+    for kind in ("local", "rated"):
+        stored(tmp_path, f"{kind}-0", entries)
+
+    def taught(*names: str) -> Any:
+        out = tmp_path / "-".join(("eyes", *names))
+        perceive.teach(
+            perceive.Config(tmp_path, out, damage_steps=1, quality_epochs=0, folds=False, without=names, threads=1)
+        )
+        return torch.load(samples.eyes_file(out, None), weights_only=True)
+
+    assert taught("jpeg")["without"] == ["jpeg"]
+    assert taught()["without"] == []
+    assert [perceive.shows(item, ["jpeg"]) for item in cells_in(tmp_path, "local")] == [False, True] * 6
+    with pytest.raises(script("runs").RunError, match="no local samples"):
+        taught("jpeg", "webp")
+    with pytest.raises(script("runs").RunError, match="there is no degradation 'rust'"):
+        taught("rust")
+
+
 def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:
     entries = []
     for seed in range(40):

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS
 from defects import PHOTOS, Domain
+from degradations import BANK
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from runs import RunError, cosine, echo, save, seeded
@@ -254,10 +255,16 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both + 1e-9)
 
 
+def shows(item: Item, names: Sequence[str]) -> bool:
+    """Whether a sample is broken by one of these degradations."""
+    return any(defect.get("name") in names for defect in item.sample.get("defects", ()))
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """`cells`: of encode.py. Without `folds`, only the eyes that saw all: enough to aim with. Without `survey`, eyes
-    that see the view alone, to measure what the survey is worth."""
+    that see the view alone, to measure what the survey is worth; `without`: degradations (degradations.BANK) that they
+    never see, to measure how they do on kinds of damage that nobody thought of."""
 
     cells: Path
     out: Path
@@ -266,6 +273,7 @@ class Config:
     rate: float = 1e-3
     folds: bool = True
     survey: bool = True
+    without: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 2
 
@@ -276,6 +284,9 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     torch.set_num_threads(config.threads)
     samples = {kind: items_of(config.cells, kind, CELL_CHANNELS, np.float16) for kind in {*LESSONS, *SCORED}}
     train, dev = ({kind: of_split(s, split) for kind, s in samples.items()} for split in ("train", "dev"))
+    if unknown := set(config.without) - set(BANK):
+        raise RunError(f"without: there is no degradation {sorted(unknown)[0]!r}; see training/degradations.py")
+    train = {kind: [item for item in items if not shows(item, config.without)] for kind, items in train.items()}
     if not train["rated"] or not train["local"]:
         raise RunError(f"{config.cells}: holds no rated or no local samples to learn from; make them (encode.py)")
     if config.folds and len(folds(samples["local"])) < 2:
@@ -299,7 +310,8 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         del tokens
         if summaries:
             learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs, config.survey)
-        save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), "domain": dataclasses.asdict(domain)})
+        kept = {"domain": dataclasses.asdict(domain), "without": list(config.without)}
+        save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
     eyes = Perception(len(domain.kinds))
     eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
