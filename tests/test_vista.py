@@ -122,6 +122,21 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_stop(
     assert contents(again) == contents(made)
 
 
+def test_a_set_of_one_split(
+    photos: Path, rated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "train"
+    options = ("--count", "6", "--rated", rated, "--split", "train")
+    assert run(capsys, "build", photos, out, *options)[0] == 0
+    assert {row["split"] for row in rows_of(out)} == {"train"}
+    pixels, _ = vista.remaker(out, photos, rows_of(out))(next(i for i, r in enumerate(rows_of(out)) if r["regions"]))
+    assert pixels.ndim == 3
+    monkeypatch.setattr(vista, "PRISTINE_DEV_SHARE", 0.0)
+    code, said = run(capsys, "build", photos, tmp_path / "dev", "--count", "6", "--split", "dev")
+    assert code == 2
+    assert "no photo of the split 'dev'" in said
+
+
 def test_another_seed_does_not_touch_a_set(
     made: Path, photos: Path, rated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """Makes a Vista-like set: high-resolution photos with known local defects, and hard negatives, from clean photos.
 
-    python training/vista.py build PHOTOS OUT --count 1000 --seed 0 [--rated DATA/biq2021] [--workers 2]
+    python training/vista.py build PHOTOS OUT --count 1000 --seed 0 [--rated DATA/biq2021] [--split test]
     python training/vista.py agree PHOTOS OUT [--count 60]
 
 PHOTOS is a folder of clean photos; with a `photos.csv` (file, role) only its `pristine` ones are used. Writes images,
@@ -265,11 +265,22 @@ def _make(number: int) -> str | None:
     return None
 
 
-def build(photos: Path, out: Path, count: int, seed: int, rated: Path | None, workers: int, importance: str) -> None:
+def build(
+    photos: Path,
+    out: Path,
+    count: int,
+    seed: int,
+    rated: Path | None,
+    workers: int,
+    importance: str,
+    split: str | None = None,
+) -> None:
     """Raises SetError for wrong input and for a place that holds another set."""
     importance_of(importance)
-    sources = clean_photos(photos)
-    rated_list = checked_rated(rated) if rated else []
+    sources = [s for s in clean_photos(photos) if split in (None, s.split)]
+    rated_list = [p for p in (checked_rated(rated) if rated else []) if split in (None, p.split)]
+    if not sources:
+        raise SetError(f"{photos}: has no photo of the split {split!r}; leave --split out, or add photos")
     plan = {
         "format": FORMAT,
         "score": VERSION,
@@ -373,7 +384,8 @@ def remaker(out: Path, photos: Path, rows: list[Row]) -> Callable[[int], tuple[P
     SetError if these are others."""
     plan = json.loads((out / "build.json").read_text())
     rated = (None,) * plan["rated"]["count"]  # only whether there are any decides about the others
-    job = Job(out, plan["seed"], tuple(clean_photos(photos)), rated, plan["importance"])  # type: ignore[arg-type]
+    sources = tuple(s for s in clean_photos(photos) if s.path.name in plan["sources"])
+    job = Job(out, plan["seed"], sources, rated, plan["importance"])  # type: ignore[arg-type]
 
     def remake(number: int) -> tuple[Pixels, Pixels]:
         pixels, clean, known = scene(job, number)
@@ -433,6 +445,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     making.add_argument("--count", type=int, default=1000)
     making.add_argument("--seed", type=int, default=0)
     making.add_argument("--rated", type=Path, help="a folder with mos.csv and images/")
+    making.add_argument("--split", choices=("train", "dev", "test"), help="only of photos of this split")
     making.add_argument("--workers", type=int, default=2)
     making.add_argument("--importance", default="importance:image_signature", metavar="MODULE:FUNCTION")
     comparing.add_argument("--count", type=int, default=60)
@@ -442,7 +455,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if args.count < 1 or getattr(args, "workers", 1) < 1:
             raise SetError("--count and --workers must be at least 1")
         if args.command == "build":
-            build(args.photos, args.out, args.count, args.seed, args.rated, args.workers, args.importance)
+            build(args.photos, args.out, args.count, args.seed, args.rated, args.workers, args.importance, args.split)
         else:
             agree(args.photos, args.out, args.count)
 
