@@ -249,7 +249,10 @@ class Narrator:
             self.speller.request(example, self.spoken.crop_final if last else self.spoken.crop, crop)
             self.find(example, crop, defects)
             left = [d for d in left if share(d, crop) < FOUND_SHARE]
-            if not last and (not left if defects else self.rng.random() >= LOOK_ON_SHARE):
+            # Where nothing was seen, whether it goes on must not hang on what is true: else to have stopped after a
+            # clean crop would mean a clean photo, and the score would rise with any such crop.
+            seen = any(holds(d, crop.box) for d in defects)
+            if not last and (not left if seen else self.rng.random() >= LOOK_ON_SHARE):
                 break
         self.answer(example, item.sample, shown, left, attributes)
         return example
