@@ -116,23 +116,29 @@ def test_proposals_are_the_best_rectangles(size: tuple[int, int], seed: int) -> 
     rows, cols = size
     odds = np.random.default_rng(seed).normal(-0.5, 1, size).astype(np.float32)
     found = visual.proposals(evidence_of(odds))
-    left = odds.astype(np.float64) - visual.SCAN_BIAS
+    left = odds.astype(np.float64) - float(visual.scan_bias(torch.tensor(rows * cols)))
     for box, strength in zip(found.boxes, found.strengths, strict=True):
         total, (x1, y1, x2, y2) = best_rectangle(left)
-        assert float(strength) == pytest.approx(total, abs=1e-3)
         x1, y1, x2, y2 = (round(float(v) * side) for v, side in zip(box, (cols, rows) * 2, strict=True))
         assert left[y1:y2, x1:x2].sum() == pytest.approx(total, abs=1e-3)
+        inside = odds[y1:y2, x1:x2] - visual.STRENGTH_BIAS
+        assert float(strength) == pytest.approx(float(inside.sum()), abs=1e-3)
         left[y1:y2, x1:x2] = visual.LEAST
+
+
+def test_larger_views_ask_for_more() -> None:
+    bias = visual.scan_bias(torch.tensor([10, 196, 392, 10_000]))
+    assert_allclose(bias, [-1, -1, 0.5, visual.SCAN_BIAS_MOST], atol=1e-6)
 
 
 def test_weak_evidence_adds_up() -> None:
     """No token of the damage is as suspicious as the one that stands alone."""
-    odds = np.full((10, 12), -1.0)
+    odds = np.full((10, 12), -2.0)
     odds[2:6, 3:8], odds[8, 10] = 1.2, 3.0
     found = visual.proposals(evidence_of(odds))
     assert_allclose(found.boxes[0], [3 / 12, 2 / 10, 8 / 12, 6 / 10], atol=1e-6)
     assert_allclose(found.boxes[1], [10 / 12, 8 / 10, 11 / 12, 9 / 10], atol=1e-6)
-    assert float(found.strengths[0]) == pytest.approx(20 * (1.2 - visual.SCAN_BIAS), abs=1e-3)
+    assert float(found.strengths[0]) == pytest.approx(20 * (1.2 - visual.STRENGTH_BIAS), abs=1e-3)
     assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
     assert int(found.levels[0].argmax()) == 3
     assert_allclose(found.severities, 0.6, atol=1e-6)
@@ -156,7 +162,7 @@ def test_a_reading_can_be_read_back() -> None:
     _, view = visual.described(evidence_of(odds))
     bumps = view[: visual.SLOTS * visual.NUMBER_BINS].reshape(visual.SLOTS, visual.NUMBER_BINS)
     read = (bumps * centres()).sum(1) / bumps.sum(1)
-    strength = np.tanh(8 * (4 - visual.SCAN_BIAS) / visual.STRENGTH_UNIT)
+    strength = np.tanh(8 * (4 - visual.STRENGTH_BIAS) / visual.STRENGTH_UNIT)
     assert_allclose(read[: visual.PROPOSAL_NUMBERS], [0.2, 0.25, 0.6, 0.75, strength, 0.75, 0.6], atol=0.03)
     assert float(read[-1]) == pytest.approx(0.5, abs=0.01)  # 3.0 of 1..5
 

@@ -34,7 +34,13 @@ CLIP: Final = 8.0  # standard deviations
 RELATIVE_CLIP: Final = 5.0
 COUNT_UNIT: Final = 144.0  # tokens
 PROPOSALS: Final = 3
-SCAN_BIAS: Final = 0.5  # log odds of damage that a token must exceed to enlarge a proposal; best on the dev split
+# Log odds of damage that a token must exceed to enlarge a proposal: in a view as large as a crop or smaller, how many
+# more for each doubling of its tokens, and at most. In a crop a damage fills much of the view; best on the dev split.
+SCAN_BIAS: Final = -1.0
+SCAN_BIAS_TOKENS: Final = 196.0
+SCAN_BIAS_GROWTH: Final = 1.5
+SCAN_BIAS_MOST: Final = 0.7
+STRENGTH_BIAS: Final = 0.5  # the same of what counts for a proposal's strength, which tells whether it is one at all
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 LEVELS: Final = len(DEFECT_LEVELS)
@@ -275,11 +281,12 @@ def proposals(evidence: Evidence) -> Proposals:
     All rectangles are compared (Kulldorff's spatial scan statistic with independent tokens), so that a damage which no
     single token shows for certain can still be found.
     """
-    odds = evidence.log_odds() - SCAN_BIAS
-    rows, cols = odds.shape
-    device = odds.device
+    evident = evidence.log_odds()
+    rows, cols = evident.shape
+    device = evident.device
     y, x = (torch.arange(side + 1, device=device) for side in (rows, cols))
     high, wide = y[-1] + 1, x[-1] + 1  # tensors, because the exporter takes no symbolic numbers where they are used
+    odds = evident - scan_bias(y[-1] * x[-1])
     valid = (y[:, None] < y)[:, :, None, None] & (x[:, None] < x)
     boxes, strengths, kinds, levels, severities = [], [], [], [], []
     kind, level = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
@@ -288,7 +295,7 @@ def proposals(evidence: Evidence) -> Proposals:
         total = F.pad(odds.cumsum(0).cumsum(1), (1, 0, 1, 0))
         strips = total[None] - total[:, None]  # y1, y2, x
         sums = strips[:, :, None] - strips[:, :, :, None]  # y1, y2, x1, x2
-        strength, best = torch.where(valid, sums, LEAST * rows * cols - 1).flatten().max(0)
+        best = torch.where(valid, sums, LEAST * rows * cols - 1).flatten().argmax()
         x2, rest = torch.remainder(best, wide), torch.div(best, wide, rounding_mode="floor")
         x1, rest = torch.remainder(rest, wide), torch.div(rest, wide, rounding_mode="floor")
         y2, y1 = torch.remainder(rest, high), torch.div(rest, high, rounding_mode="floor")
@@ -296,12 +303,18 @@ def proposals(evidence: Evidence) -> Proposals:
         share = inside[..., None] / inside.sum()
         weight = (inside * damaged)[..., None] / (inside * damaged).sum().clamp(min=LEAST_DAMAGE)
         boxes.append(torch.stack((x1 / cols, y1 / rows, x2 / cols, y2 / rows)))
-        strengths.append(strength)
+        strengths.append(((evident - STRENGTH_BIAS) * inside).sum())
         kinds.append((kind * share).sum((0, 1)))
         levels.append((level * weight).sum((0, 1)))
         severities.append((evidence.severity * weight).sum((0, 1)))
         odds = torch.where(inside, LEAST, odds)
     return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels, severities)))
+
+
+def scan_bias(tokens: Tensor) -> Tensor:
+    """Of a view of that many tokens."""
+    grown = SCAN_BIAS + SCAN_BIAS_GROWTH * torch.log2(tokens.float() / SCAN_BIAS_TOKENS)
+    return grown.clamp(SCAN_BIAS, SCAN_BIAS_MOST)
 
 
 class NanoVisual(nn.Module):
