@@ -206,12 +206,37 @@ def test_local_samples_are_looked_at_where_they_are_broken(
     for sample, views in each(samples, "local"):
         boxes = [Box(*d["box"]) for d in sample["defects"]]
         roles = [about["role"] for about, _, _ in views]
+        if boxes == [Box(0, 0, sample["width"], sample["height"])]:
+            assert roles == ["global", "random", "random"], "all of it is broken: no place to aim at"
+            continue
         near = ["near"] if boxes else []
         assert roles == ["global", *(f"truth{i}" for i in range(len(boxes))), *near, *["random"] * (1 if boxes else 2)]
         assert sample["scene"] in render.NEGATIVES
         for (about, pixels, _), box in zip(views[1:], boxes, strict=False):
             assert Box(*about["box"]).iou(box) > 0
             assert not any(side % 64 for side in pixels.shape[:2])
+
+
+def test_a_scene_may_be_bad_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then its one defect is all of it, every view of it differs from its twin's, and its score says so."""
+    monkeypatch.setattr(render, "SPOILT_SHARE", 1.0)
+    found = 0
+    for seed in SEEDS:
+        (sample, views), *rest = (
+            (s, list(v)) for s, v in render.local_pair("train", "some", CLEAN, np.random.default_rng(seed))
+        )
+        if not sample["defects"]:
+            continue
+        ((twin, plain),) = rest
+        (defect,) = sample["defects"]
+        assert defect["box"] == [0, 0, sample["width"], sample["height"]]
+        assert sample["score"] == pytest.approx(scores.score(CLEAN_SCORE, [defect["cost"]]), abs=1e-3)
+        assert twin["score"] == CLEAN_SCORE
+        for (about, pixels, _), (same, before, _) in zip(views, plain, strict=True):
+            assert about == same
+            assert not np.array_equal(pixels, before)
+        found += 1
+    assert found > 2
 
 
 def test_a_broken_training_sample_has_an_unbroken_twin(rated: Any) -> None:

@@ -8,7 +8,7 @@ Writes four kinds of sample, a `ViewStore` and a `SurveyStore` each and worker:
 - `patched`: a good rated photo, broken in one place or nowhere, at its own resolution
 - `whole`: a clean or a good rated photo at screen size, broken all over by none, one or two degradations
 - `local`: a scene of vista.py (clean, bokeh, panned, low key) of a clean photo or of a mosaic of good rated ones,
-  broken in 0 to 3 places, as its global view and crops
+  broken in 0 to 3 places or all over, as its global view and crops
 
 A patched or local training sample that is broken is followed by its twin: the same views before the damage, so that
 what tells the two apart is the damage and never the content.
@@ -40,7 +40,7 @@ from photos import Rated, Source, Split, pristine_photos, rated_photos
 from PIL import Image, ImageEnhance, ImageFilter
 from stores import SurveyStore, ViewStore
 from vista import DAMAGED_SCENES, DAMAGED_SHARE, LARGE_WEIGHT, REGIONS, SCENES, choose
-from vista_score import cost, likeness, score
+from vista_score import LOSSLESS, cost, likeness, score
 from wavelets import texture_energy
 
 from qcheck import survey
@@ -58,6 +58,11 @@ MOSAIC_TILES: Final = 6  # at most, a side
 WHOLE_OF_RATED: Final = 0.6
 LEVEL_DROP: Final = 0.72  # points that an attribute loses with each level of what spoils all of a photo
 WHOLE_IMPORTANCE: Final = 0.5
+# Of broken scenes, those that are bad all over, and how coarsely at most: broken at a part of their size and enlarged
+# again. Without them a large view comes to mean a good photo.
+SPOILT_SHARE: Final = 0.15
+COARSEST: Final = 4.0
+JUDGED_PX: Final = 1_000_000
 RAW: Final = normalise_table((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 Pixels = NDArray[np.uint8]
@@ -265,6 +270,22 @@ def mosaic(photos: list[Rated], rng: np.random.Generator) -> Pixels:
     return np.vstack([np.hstack([t[:side, :side] for t in tiles[r * cols : (r + 1) * cols]]) for r in range(rows)])
 
 
+def spoilt(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, list[Region]]:
+    """A photo broken all over, and its one region; none where nobody would see it. Judged at 1 MP, as on a screen."""
+    h, w = pixels.shape[:2]
+    name, level, seed = any_degradation(rng), int(rng.integers(1, 6)), int(rng.integers(2**31))
+    coarse = math.exp(rng.uniform(0, math.log(COARSEST)))
+    small = rescaled(pixels, max(64, int(w / coarse)), max(64, int(h / coarse)))
+    broken = np.array(rescaled(BANK[name](small, level, seed), w, h))
+    scale = min(1.0, math.sqrt(JUDGED_PX / (w * h)))
+    before, after = (rescaled(one, max(64, int(w * scale)), max(64, int(h * scale))) for one in (pixels, broken))
+    alike = likeness(before, after)
+    if alike >= LOSSLESS:
+        return pixels, []
+    loss = cost(alike, WHOLE_IMPORTANCE, 1.0)
+    return broken, [Region((0, 0, w, h), name, BANK[name].kind, level, WHOLE_IMPORTANCE, 0.0, alike, loss, seed)]
+
+
 class Eyes:
     """Where perception would look: the crops that a model on top of it will ask for."""
 
@@ -306,7 +327,10 @@ def local_pair(
     before = pixels.copy() if damaged and split == "train" and eyes is None else None
     h, w = pixels.shape[:2]
     regions: list[Region] = []
-    if damaged:
+    all_over = damaged and rng.random() < SPOILT_SHARE
+    if all_over:
+        pixels, regions = spoilt(pixels, rng)
+    elif damaged:
         map_, energy = image_signature(pixels), texture_energy(pixels)
         for _ in range(choose(REGIONS, rng)):
             sides = {"sides": LARGE_REGION} if rng.random() < LARGE_SHARE else {}
