@@ -6,9 +6,9 @@ the export exact?
 
 On photos that no training saw: the test splits of training/photos.py, and that of a set of training/vista.py. What
 bounds it: half a second of CPU a big photo and pass. Prints a table and, last, one JSON line; each figure is [value,
-low, high] with a 95% bootstrap interval, over source photos for the Vista-like set. What was not asked for
-(--single-pass: a model of one look and no survey, taught with the same data; --photos: the attributes) is null or left
-out, never guessed.
+low, high] with a 95% bootstrap interval, over source photos for the Vista-like set. What was not asked for is null or
+left out, never guessed (--single-pass: a model of one look and no survey, taught with the same data; --photos: the
+attributes, and whether it is told that a large photo is bad all over).
 """
 
 import argparse
@@ -26,6 +26,7 @@ from attributes import COUNT, attribute_rows
 from measures import Estimate, bootstrap, mean, plcc, srcc
 from rated_sets import SetError, read_set
 from scorers import UnknownScorer, scorer
+from spoilt import spoilt_rows
 
 from qcheck.bundle import Bundle
 from qcheck.engine import Engine
@@ -177,7 +178,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="another bundle than the embedded one")
     parser.add_argument("--single-pass", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="the model's, for parity with PyTorch; needs --photos")
-    parser.add_argument("--photos", type=Path, help="clean photos, for the attributes and parity")
+    parser.add_argument("--photos", type=Path, help="clean photos, for the attributes, spoilt ones, parity")
     parser.add_argument("--brisque-python", type=Path)
     parser.add_argument("--parity-photos", type=int, default=24)
     parser.add_argument("--limit", type=int, help="only so many images of the set, drawn evenly")
@@ -193,6 +194,7 @@ def main() -> int:
         if args.photos is not None:
             clean = [s.path for s in pristine_photos(args.photos) if s.split == "test"]
             rows |= attribute_rows(engine, clean, COUNT)
+            rows |= spoilt_rows(engine, clean)
         rows |= parity_rows(args.checkpoint, rated, args.photos, args.parity_photos)
     except (SetError, UnknownScorer) as error:
         print(f"gates.py: {error}", file=sys.stderr)

@@ -55,10 +55,10 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def makers(rated: Any) -> dict[str, Callable[[np.random.Generator], Any]]:
     return {
-        "rated": lambda rng: render.rated_sample(rated, rng),
+        "rated": lambda rng: render.rated_sample(rated, [rated], rng),
         "patched": lambda rng: next(render.patched_pair(rated, rng)),
         "whole": lambda rng: render.whole_sample("train", "some", CLEAN, CLEAN_SCORE, rng),
-        "local": lambda rng: next(render.local_pair("train", "some", CLEAN, rng)),
+        "local": lambda rng: next(render.local_pair("train", "some", CLEAN, CLEAN_SCORE, rng)),
     }
 
 
@@ -223,15 +223,15 @@ def test_a_scene_may_be_bad_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     found = 0
     for seed in SEEDS:
         (sample, views), *rest = (
-            (s, list(v)) for s, v in render.local_pair("train", "some", CLEAN, np.random.default_rng(seed))
+            (s, list(v)) for s, v in render.local_pair("train", "some", CLEAN, 4.1, np.random.default_rng(seed))
         )
         if not sample["defects"]:
             continue
         ((twin, plain),) = rest
         (defect,) = sample["defects"]
         assert defect["box"] == [0, 0, sample["width"], sample["height"]]
-        assert sample["score"] == pytest.approx(scores.score(CLEAN_SCORE, [defect["cost"]]), abs=1e-3)
-        assert twin["score"] == CLEAN_SCORE
+        assert sample["score"] == pytest.approx(scores.score(4.1, [defect["cost"]]), abs=1e-3)
+        assert twin["score"] == 4.1
         for (about, pixels, _), (same, before, _) in zip(views, plain, strict=True):
             assert about == same
             assert not np.array_equal(pixels, before)
@@ -244,8 +244,8 @@ def test_a_broken_training_sample_has_an_unbroken_twin(rated: Any) -> None:
     other = photos.Rated(rated.path, 3.9, "dev")
     for maker, dev in (
         (
-            lambda rng: render.local_pair("train", "some", CLEAN, rng),
-            lambda rng: render.local_pair("dev", "some", CLEAN, rng),
+            lambda rng: render.local_pair("train", "some", CLEAN, CLEAN_SCORE, rng),
+            lambda rng: render.local_pair("dev", "some", CLEAN, CLEAN_SCORE, rng),
         ),
         (lambda rng: render.patched_pair(rated, rng), lambda rng: render.patched_pair(other, rng)),
     ):
@@ -276,10 +276,13 @@ def test_a_broken_training_sample_has_an_unbroken_twin(rated: Any) -> None:
         assert found > 2
 
 
-def test_rated_samples_keep_their_score(rated: Any) -> None:
+def test_rated_samples_keep_their_score(rated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos to learn from have two more views, parts of them; others are seen as they are."""
+    monkeypatch.setattr(render, "RATED_MOSAIC_SHARE", 0.0)
     for split, count in (("train", 3), ("dev", 1)):
-        sample, views = made(lambda rng, s=split: render.rated_sample(photos.Rated(rated.path, 2.5, s), rng), 0)
+        sample, views = made(
+            lambda rng, s=split: render.rated_sample(photos.Rated(rated.path, 2.5, s), [rated], rng), 0
+        )
         assert (sample["split"], sample["score"], sample["name"]) == (split, 2.5, "some.png")
         assert [about["role"] for about, _, _ in views] == ["global"] * count
         assert views[0][0]["box"] == [0, 0, 300, 260]
@@ -287,6 +290,24 @@ def test_rated_samples_keep_their_score(rated: Any) -> None:
             _, _, width, height = about["box"]
             assert 0.5 < width / 300 <= 1
             assert 0.5 < height / 260 <= 1
+
+
+def test_rated_photos_are_also_seen_among_those_rated_alike(rated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a large view is not a good one; where no other photos have about the score, they are not."""
+    monkeypatch.setattr(render, "RATED_MOSAIC_SHARE", 1.0)
+    photo = photos.Rated(rated.path, 2.5, "train")
+    for scores_, count in (((2.4, 2.5, 2.6), 4), ((1.5, 2.5, 4.5), 3)):
+        others = [photos.Rated(rated.path, score, "train") for score in scores_]
+        sample, views = made(lambda rng, o=others: render.rated_sample(photo, o, rng), 0)
+        assert sample["score"] == 2.5
+        assert len(views) == count
+        if count == 4:
+            about, _, map_ = views[3]
+            assert about["role"] == "global"
+            assert map_ is not None
+            _, _, width, height = about["box"]
+            assert width % 260 == height % 260 == 0
+            assert width * height >= 4 * 260**2
 
 
 def test_no_photo_is_too_small_for_a_box() -> None:
@@ -309,13 +330,33 @@ def test_a_mosaic_is_of_whole_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Image.new("RGB", (40 + i, 60), colour).save(tmp_path / f"{i}.png")
     some = [photos.Rated(tmp_path / f"{i}.png", 4.0, "train") for i in range(9)]
     for seed in range(5):
-        made_of = render.mosaic(some, np.random.default_rng(seed))
+        made_of, score = render.mosaic(some, np.random.default_rng(seed), 1)
+        assert score == 4.0
         tiles = np.unique(made_of.reshape(-1, 3), axis=0)
         assert {tuple(int(c) for c in tile) for tile in tiles} <= set(colours)
         height, width = made_of.shape[:2]
         side = 40 + min(colours.index(tuple(int(c) for c in tile)) for tile in tiles)
         assert height % side == width % side == 0
         assert height * width == len(tiles) * side**2, "a photo twice"
+
+
+def test_a_mosaic_is_of_photos_rated_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its score is theirs: the grey of each photo here says which it is."""
+    monkeypatch.setattr(render, "MOSAIC_TILES", 2)
+    greys = {}
+    for i in range(60):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (40, 40), (4 * i, 0, 0)).save(path)
+        greys[4 * i] = photos.Rated(path, 1 + 4 * i / 59, "train")
+    means = []
+    for seed in range(12):
+        tiles, score = render.mosaic(list(greys.values()), np.random.default_rng(seed), 2)
+        held = [greys[int(red)].score for red in np.unique(tiles[..., 0])]
+        assert len(held) == 4
+        assert score == pytest.approx(np.mean(held))
+        assert max(held) - min(held) < 1.2
+        means.append(score)
+    assert max(means) - min(means) > 1.5, "mosaics of any score"
 
 
 @pytest.fixture
@@ -360,3 +401,42 @@ def test_a_worker_writes_stores_that_go_together(data: Path, monkeypatch: pytest
     args.kinds = ["local"]
     render.work(0, args)
     assert {path.name: path.read_bytes() for path in args.out.iterdir()} == written
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_each_worker_aims_with_eyes_that_never_saw_its_photos(
+    data: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    monkeypatch.setattr(render, "MOSAIC_TILES", 2)
+    opened: list[Path] = []
+
+    class Looker:
+        def __init__(self, eyes: Path, encoder: Path) -> None:
+            opened.append(eyes)
+
+        def targets(self, shown: Pixels, map_: Any, width: int, height: int) -> Iterator[Box]:
+            yield Box(width // 4, height // 4, width // 2, height // 2)
+
+    monkeypatch.setattr(render, "Eyes", Looker)
+    run = data / "run"
+    run.mkdir()
+    (run / "eyes.pt").touch()
+    args = Namespace(
+        photos=data / "photos",
+        extra=None,
+        rated=data / "rated",
+        out=data / "out",
+        encoder=data / "encoder.onnx",
+        eyes=run if folder else run / "eyes.pt",
+    )
+    args.kinds, args.workers, args.seed = ["aimed"], 2, 1
+    args.local, args.aimed, args.whole, args.patched = 0, 4, 0, 1
+    for worker in (0, 1):
+        render.work(worker, args)
+    assert opened == ([run / "eyes-without-0.pt", run / "eyes-without-1.pt"] if folder else [run / "eyes.pt"] * 2)
+    for worker in (0, 1):
+        samples = stores.ViewStore(args.out, f"aimed-{worker}").samples()
+        assert len(samples) == 2
+        for sample in samples:
+            assert not sample.get("twin")
+            assert [view["role"] for view in sample["views"]][:2] == ["global", "aim0"]

@@ -121,8 +121,7 @@ def test_proposals_are_the_best_rectangles(size: tuple[int, int], seed: int) -> 
         total, (x1, y1, x2, y2) = best_rectangle(left)
         x1, y1, x2, y2 = (round(float(v) * side) for v, side in zip(box, (cols, rows) * 2, strict=True))
         assert left[y1:y2, x1:x2].sum() == pytest.approx(total, abs=1e-3)
-        inside = odds[y1:y2, x1:x2] - visual.STRENGTH_BIAS
-        assert float(strength) == pytest.approx(float(inside.sum()), abs=1e-3)
+        assert float(strength) == pytest.approx(float(odds[y1:y2, x1:x2].mean()), abs=1e-3)
         left[y1:y2, x1:x2] = visual.LEAST
 
 
@@ -138,7 +137,7 @@ def test_weak_evidence_adds_up() -> None:
     found = visual.proposals(evidence_of(odds))
     assert_allclose(found.boxes[0], [3 / 12, 2 / 10, 8 / 12, 6 / 10], atol=1e-6)
     assert_allclose(found.boxes[1], [10 / 12, 8 / 10, 11 / 12, 9 / 10], atol=1e-6)
-    assert float(found.strengths[0]) == pytest.approx(20 * (1.2 - visual.STRENGTH_BIAS), abs=1e-3)
+    assert float(found.strengths[0]) == pytest.approx(1.2, abs=1e-3)
     assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
     assert int(found.levels[0].argmax()) == 3
     assert_allclose(found.severities, 0.6, atol=1e-6)
@@ -162,7 +161,7 @@ def test_a_reading_can_be_read_back() -> None:
     _, view = visual.described(evidence_of(odds))
     bumps = view[: visual.SLOTS * visual.NUMBER_BINS].reshape(visual.SLOTS, visual.NUMBER_BINS)
     read = (bumps * centres()).sum(1) / bumps.sum(1)
-    strength = np.tanh(8 * (4 - visual.STRENGTH_BIAS) / visual.STRENGTH_UNIT)
+    strength = 1 / (1 + np.exp(-4 / visual.STRENGTH_UNIT))
     assert_allclose(read[: visual.PROPOSAL_NUMBERS], [0.2, 0.25, 0.6, 0.75, strength, 0.75, 0.6], atol=0.03)
     assert float(read[-1]) == pytest.approx(0.5, abs=0.01)  # 3.0 of 1..5
 
@@ -185,7 +184,7 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     found = visual.proposals(evidence)
     assert_allclose(found.boxes[:2].flatten(), [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
     places = [
-        [*box, float(torch.tanh(strength.clamp(min=0) / visual.STRENGTH_UNIT)), level, severity]
+        [*box, float(torch.sigmoid(strength / visual.STRENGTH_UNIT)), level, severity]
         for box, strength, level, (severity,) in zip(
             found.boxes.tolist(), found.strengths, found.level.tolist(), found.severities.tolist(), strict=True
         )
@@ -338,6 +337,72 @@ def test_eyes_can_be_kept_from_a_degradation(tmp_path: Path) -> None:
         taught("jpeg", "webp")
     with pytest.raises(script("runs").RunError, match="there is no degradation 'rust'"):
         taught("rust")
+
+
+def test_with_a_broken_sample_its_twin_is_left_out(tmp_path: Path) -> None:
+    view, box = damaged_view(np.random.default_rng(0))
+    defect = {"kind": "compression", "level": 3, "cost": 0.4, "box": box}
+    known = {"split": "train", "width": 600, "height": 400, "score": 2.0}
+    views_ = [({"role": "global", "box": [0, 0, 600, 400]}, view)]
+    entries: list[Any] = []
+    for name in ("jpeg", "webp"):
+        entries.append(({**known, "name": name, "defects": [{**defect, "name": name}]}, views_))
+        entries.append(({**known, "name": name, "defects": [], "twin": True}, views_))
+    entries.append(({**known, "name": "clean", "defects": []}, views_))
+    stored(tmp_path, "local-0", entries)
+    left = [item.sample["name"] for item in perceive.without_any(cells_in(tmp_path, "local"), ["jpeg"])]
+    assert left == ["webp", "webp", "clean"]
+
+
+def test_only_scenes_that_are_bad_all_over_teach_the_score_and_their_twins(tmp_path: Path) -> None:
+    view, box = damaged_view(np.random.default_rng(0))
+    defect = {"kind": "noise", "level": 3, "cost": 0.4}
+    known = {"split": "train", "width": 600, "height": 400}
+    about = [({"role": "global", "box": [0, 0, 600, 400]}, view), ({"role": "random", "box": [0, 0, 600, 400]}, view)]
+    entries: list[Any] = []
+    for score, place in ((1.0, [0, 0, 600, 400]), (2.0, box)):
+        entries.append(({**known, "score": score, "defects": [{**defect, "box": place}]}, about))
+        entries.append(({**known, "score": score + 0.5, "defects": [], "twin": True}, about))
+    entries.append(({**known, "score": 4.0, "defects": []}, about))
+    stored(tmp_path, "local-0", entries)
+    items = {kind: cells_in(tmp_path, "local") if kind == "local" else [] for kind in perceive.SCORED}
+    assert perceive.Summaries(items).scores.tolist() == [1.0, 1.5]
+
+
+def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of readings of photos new to them; to be taught again changes nothing."""
+    monkeypatch.setattr(perceive, "TOKEN_BATCH", 64)
+    for fold in ("0", "1"):
+        entries: list[Any] = []
+        for seed in range(6):
+            view, box = damaged_view(np.random.default_rng([seed, int(fold)]))
+            known = {"split": "train" if seed else "dev", "width": 600, "height": 400, "score": 2.0 + seed / 6}
+            shown = [({"role": "global", "box": [0, 0, 600, 400]}, view)]
+            defect = {"kind": "noise", "level": 3, "cost": 0.4, "box": box}
+            entries.append(({**known, "defects": [defect]}, shown))
+            if seed:
+                entries.append(({**known, "defects": [], "twin": True}, shown))
+        for kind in ("local", "rated"):
+            stored(tmp_path, f"{kind}-{fold}", entries)
+    read: list[Any] = []
+    fields_of = perceive.fields_of
+
+    def noted(eyes: Any, items: list[Any], names: Any) -> Any:
+        read.append((eyes.damage.absolute[1].weight[0, 0].item(), {item.sample["fold"] for item in items}))
+        return fields_of(eyes, items, names)
+
+    monkeypatch.setattr(perceive, "fields_of", noted)
+    config = perceive.Config(tmp_path, tmp_path / "eyes", damage_steps=2, quality_epochs=0, context_steps=2, threads=1)
+    perceive.teach(config)
+    kept = {fold: torch.load(samples.eyes_file(config.out, fold), weights_only=True) for fold in ("0", "1", None)}
+    for fold, checkpoint in kept.items():
+        assert checkpoint["context"] == 2
+        assert checkpoint["eyes"]["context.leave.weight"].abs().max() > 0
+        first = checkpoint["eyes"]["damage.absolute.1.weight"][0, 0].item()
+        assert [folds for weight, folds in read if weight == first and folds] == ([{fold}] if fold else [])
+    before = {path.name: path.read_bytes() for path in config.out.glob("*.pt")}
+    perceive.teach(config)
+    assert {path.name: path.read_bytes() for path in config.out.glob("*.pt")} == before
 
 
 def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:

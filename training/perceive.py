@@ -1,8 +1,9 @@
 """Stage 0, second part: nano's eyes, before it speaks. Run by train.py.
 
-Two lessons, neither through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
-suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. Both are
-written to RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
+Three lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
+suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. `Context` then
+learns to compare neighbours (fields.py), from readings of eyes that never saw the photo. All are written to
+RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
 
 For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which never saw that fold: look.py reads
 training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
@@ -11,7 +12,6 @@ training photos with those, so that the decoder learns how far to trust eyes on 
 import dataclasses
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,17 @@ import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS
 from defects import PHOTOS, Domain
 from degradations import BANK
+from fields import Field, Fields, fields_of, learn_context
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
-from runs import RunError, cosine, echo, save, seeded
+from runs import RunError, cosine, echo, finite, save, seeded
 from samples import eyes_file, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
-from visual import SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, summary
+from visual import SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, size_of, summary
 
 from qcheck.tiles import Box
 
@@ -43,13 +44,15 @@ TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 1.5
 SEVERITY_WEIGHT: Final = 2.0
 # Kinds of sample whose views teach the score, and what each weighs. Every proxy score that is learned beside them makes
-# rated photos rank worse; local damage is Damage's to judge.
-SCORED: Final = {"rated": 1.0, "whole": 0.2}
+# rated photos rank worse; local damage is Damage's to judge. Of `local` ones only those that are bad all over and their
+# twins.
+SCORED: Final = {"rated": 1.0, "whole": 0.2, "local": 0.2}
 QUALITY_BATCH: Final = 256
 WARM_STEPS: Final = 50
 QUALITY_DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
+CONTEXT_RATE: Final = 2.0  # times the rate of the others
 UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
 
 
@@ -67,7 +70,7 @@ class Tokens:
             for before, item in itertools.pairwise((None, *items[kind])):
                 assert item is not None
                 for index in range(len(item.sample["views"])):
-                    of = before if item.sample.get("twin") else None
+                    of = before if is_twin(item) else None
                     for part, values in zip(parts, self.of_view(item, index, count, rng, of), strict=True):
                         part.append(values)
                     count += 1
@@ -115,7 +118,7 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
         broken, severities = kinds > 0, train.severities[picked]
         inputs = damage.normalised(train.tokens[picked].float(), train.means[views], train.spreads[views])
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = damage.read(*inputs, train.counts[views])
+            outputs = damage.read(*inputs, size_of(train.counts[views]))
         loss = torch.zeros(())
         for output in outputs:
             kind, level, severity = damage.apart(output.float())
@@ -137,11 +140,6 @@ def schedule(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: in
         group["lr"] = rate * cosine(step, steps, WARM_STEPS)
 
 
-def finite(loss: Tensor, step: int) -> None:
-    if not math.isfinite(float(loss.detach())):
-        raise RunError(f"step {step}: the loss is not finite; lower the rate, or look at the data")
-
-
 class Summaries:
     """Whole views and their scores. `summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`, `weights`:
     (n,); `folds`: of each."""
@@ -149,8 +147,12 @@ class Summaries:
     def __init__(self, items: dict[str, list[Item]]) -> None:
         summaries, scores, weights, self.folds = [], [], [], list[str]()
         for kind, weight in SCORED.items():
-            for item in items[kind]:
-                for index in range(len(item.sample["views"])):
+            for before, item in itertools.pairwise((None, *items[kind])):
+                assert item is not None
+                views = len(item.sample["views"])
+                if kind == "local":
+                    views = int(all_over(before if before and is_twin(item) else item))
+                for index in range(views):
                     summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
                     scores.append(item.sample["score"])
                     weights.append(weight)
@@ -161,6 +163,12 @@ class Summaries:
         """Summaries, scores and weights of all other folds."""
         kept = torch.tensor([one != fold for one in self.folds])
         return self.summaries[kept], self.scores[kept], self.weights[kept]
+
+
+def all_over(item: Item) -> bool:
+    """Whether one defect is all of a photo."""
+    whole = [0, 0, item.sample.get("width"), item.sample.get("height")]
+    return any(defect["box"] == whole for defect in item.sample.get("defects", ()))
 
 
 def learn_quality(
@@ -260,16 +268,29 @@ def shows(item: Item, names: Sequence[str]) -> bool:
     return any(defect.get("name") in names for defect in item.sample.get("defects", ()))
 
 
+def without_any(items: list[Item], names: Sequence[str]) -> list[Item]:
+    """The samples that are broken by none of these degradations; where one is left out, so is its twin."""
+    pairs = itertools.pairwise((None, *items))
+    return [item for before, item in pairs if item and not shows(before if before and is_twin(item) else item, names)]
+
+
+def is_twin(item: Item) -> bool:
+    """Whether a sample is the one before it, unbroken."""
+    return bool(item.sample.get("twin"))
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`cells`: of encode.py. Without `folds`, only the eyes that saw all: enough to aim with. Without `survey`, eyes
-    that see the view alone, to measure what the survey is worth; `without`: degradations (degradations.BANK) that they
-    never see, to measure how they do on kinds of damage that nobody thought of."""
+    """`cells`: of encode.py. Without `folds`, only the eyes that saw all, and no context, which learns from eyes that
+    did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what the survey is worth;
+    `without`: degradations (degradations.BANK) that they never see, to measure how they do on kinds of damage that
+    nobody thought of."""
 
     cells: Path
     out: Path
     damage_steps: int = 600
     quality_epochs: int = 15
+    context_steps: int = 600
     rate: float = 1e-3
     folds: bool = True
     survey: bool = True
@@ -286,7 +307,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     train, dev = ({kind: of_split(s, split) for kind, s in samples.items()} for split in ("train", "dev"))
     if unknown := set(config.without) - set(BANK):
         raise RunError(f"without: there is no degradation {sorted(unknown)[0]!r}; see training/degradations.py")
-    train = {kind: [item for item in items if not shows(item, config.without)] for kind, items in train.items()}
+    train = {kind: without_any(items, config.without) for kind, items in train.items()}
     if not train["rated"] or not train["local"]:
         raise RunError(f"{config.cells}: holds no rated or no local samples to learn from; make them (encode.py)")
     if config.folds and len(folds(samples["local"])) < 2:
@@ -312,8 +333,32 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
             learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs, config.survey)
         kept = {"domain": dataclasses.asdict(domain), "without": list(config.without)}
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
+    if config.folds and config.context_steps:
+        add_context(config, {kind: train[kind] for kind in LESSONS}, domain)
     eyes = Perception(len(domain.kinds))
     eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
+
+
+def add_context(config: Config, train: dict[str, list[Item]], domain: Domain) -> None:
+    """Teaches the context of all eyes and writes them again, those that saw all last: who has it is done."""
+    left_out = folds(train["local"])
+    kept = {fold: torch.load(eyes_file(config.out, fold), weights_only=True) for fold in (*left_out, None)}
+    if all("context" in checkpoint for checkpoint in kept.values()):
+        return
+    fields: dict[str, list[Field]] = {}
+    for fold in left_out:
+        eyes = Perception(len(domain.kinds))
+        eyes.load_state_dict(kept[fold]["eyes"])
+        parts = [[item for item in items if item.sample["fold"] == fold] for items in train.values()]
+        fields[fold] = [field for part in parts for field in fields_of(eyes.eval(), part, domain.kinds)]
+        print(f"fold {fold}: {len(fields[fold])} views for the context", flush=True)
+    for fold, checkpoint in kept.items():
+        rng = seeded(config.seed)
+        eyes = Perception(len(domain.kinds))
+        eyes.load_state_dict(checkpoint["eyes"])
+        some = Fields([field for one, part in fields.items() if one != fold for field in part])
+        learn_context(eyes.context, some, config.context_steps, CONTEXT_RATE * config.rate, rng)
+        save(eyes_file(config.out, fold), {**checkpoint, "eyes": eyes.state_dict(), "context": config.context_steps})

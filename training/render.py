@@ -4,27 +4,28 @@
 
 Writes four kinds of sample, a `ViewStore` and a `SurveyStore` each and worker:
 
-- `rated`: a rated photo as it is, and a part of it, mirrored or reduced
+- `rated`: a rated photo as it is, and a part of it, mirrored or reduced; some also in a mosaic of photos rated alike
 - `patched`: a good rated photo, broken in one place or nowhere, at its own resolution
 - `whole`: a clean or a good rated photo at screen size, broken all over by none, one or two degradations
-- `local`: a scene of vista.py (clean, bokeh, panned, low key) of a clean photo or of a mosaic of good rated ones,
-  broken in 0 to 3 places or all over, as its global view and crops
+- `local`: a scene of vista.py (clean, bokeh, panned, low key) of a clean photo or of a mosaic of good photos rated
+  alike, broken in 0 to 3 places or all over, as its global view and crops
 
 A patched or local training sample that is broken is followed by its twin: the same views before the damage, so that
 what tells the two apart is the damage and never the content.
 
 Test photos are left out. Once there are eyes (perceive.py) and cells they can read,
 
-    python training/render.py ... --kinds aimed --eyes RUN/eyes.pt --encoder CELLS/encoder.onnx
+    python training/render.py ... --kinds aimed --eyes RUN --encoder CELLS/encoder.onnx
 
-renders more scenes, cropped where those eyes suspect something: what probing will really see.
+renders more scenes, cropped where those eyes suspect something: what probing will really see. With as many workers as
+made the cells, each aims with the eyes that never saw its photos; `--eyes RUN/eyes.pt`: all with those that saw all.
 """
 
 import argparse
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ from negatives import NEGATIVES
 from numpy.typing import NDArray
 from photos import Rated, Source, Split, pristine_photos, rated_photos
 from PIL import Image, ImageEnhance, ImageFilter
+from samples import eyes_file
 from stores import SurveyStore, ViewStore
 from vista import DAMAGED_SCENES, DAMAGED_SHARE, LARGE_WEIGHT, REGIONS, SCENES, choose
 from vista_score import LOSSLESS, cost, likeness, score
@@ -55,6 +57,11 @@ LARGE_REGION: Final = (0.3, 0.9)
 LARGE_SHARE: Final = 0.12
 MOSAIC_SHARE: Final = 0.45  # of scenes: few clean photos are big, and contents must not be learned by heart
 MOSAIC_TILES: Final = 6  # at most, a side
+MOSAIC_DEV_SHARE: Final = 0.1  # of mosaics, of dev photos
+ALIKE: Final = 4  # times as many photos as a mosaic takes: those of the nearest scores that it takes them from
+# Of rated training photos, those that are also seen in a mosaic: whatever is wrong with a large photo has a score too.
+RATED_MOSAIC_SHARE: Final = 0.4
+RATED_MOSAIC_SPREAD: Final = 0.25  # most, of the scores in one, standard deviation
 WHOLE_OF_RATED: Final = 0.6
 LEVEL_DROP: Final = 0.72  # points that an attribute loses with each level of what spoils all of a photo
 WHOLE_IMPORTANCE: Final = 0.5
@@ -148,7 +155,8 @@ def record(regions: list[Region]) -> list[dict[str, Any]]:
     ]
 
 
-def rated_sample(photo: Rated, rng: np.random.Generator) -> Sample:
+def rated_sample(photo: Rated, others: Sequence[Rated], rng: np.random.Generator) -> Sample:
+    """`others`: training photos, for mosaics."""
     pixels = load(photo.path)
 
     def views() -> Views:
@@ -162,8 +170,18 @@ def rated_sample(photo: Rated, rng: np.random.Generator) -> Sample:
                 part = rescaled(part, int(part.shape[1] * scale), int(part.shape[0] * scale))
             part = np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part)
             yield seen(part, overall(part), GLOBAL_VIEW, "global")
+        alike = nearest(others, photo.score, MOSAIC_TILES**2)
+        if rng.random() < RATED_MOSAIC_SHARE and np.std([p.score for p in alike]) <= RATED_MOSAIC_SPREAD:
+            # Its score is this photo's, so that every view of a sample has one score.
+            tiles, _ = mosaic(alike, rng, 2)
+            yield seen(tiles, overall(tiles), GLOBAL_VIEW, "global")
 
     return {"split": photo.split, "name": photo.path.name, "score": photo.score}, views()
+
+
+def nearest(photos: Sequence[Rated], score: float, count: int) -> list[Rated]:
+    """The `count` photos of the scores nearest to one."""
+    return sorted(photos, key=lambda p: abs(p.score - score))[:count]
 
 
 def patched_pair(photo: Rated, rng: np.random.Generator) -> Iterator[Sample]:
@@ -262,12 +280,17 @@ def crop_targets(
         yield "random", random_box(width, height, rng)
 
 
-def mosaic(photos: list[Rated], rng: np.random.Generator) -> Pixels:
-    """Rated photos side by side, at their own resolution: a big picture of contents that no clean photo has."""
-    rows, cols = (int(n) for n in rng.integers(MOSAIC_TILES - 2, MOSAIC_TILES + 1, 2))
-    tiles = [load(photos[i].path) for i in rng.choice(len(photos), rows * cols, replace=len(photos) < rows * cols)]
+def mosaic(photos: Sequence[Rated], rng: np.random.Generator, least: int) -> tuple[Pixels, float]:
+    """Rated photos of like scores side by side, at their own resolution: a big picture of contents that no clean photo
+    has. At least `least` and at most MOSAIC_TILES a side; also returns their mean score."""
+    rows, cols = (int(n) for n in rng.integers(least, MOSAIC_TILES + 1, 2))
+    middle = photos[int(rng.integers(len(photos)))].score
+    alike = nearest(photos, middle, ALIKE * rows * cols)
+    chosen = [alike[i] for i in rng.choice(len(alike), rows * cols, replace=len(alike) < rows * cols)]
+    tiles = [load(photo.path) for photo in chosen]
     side = min(min(tile.shape[:2]) for tile in tiles)
-    return np.vstack([np.hstack([t[:side, :side] for t in tiles[r * cols : (r + 1) * cols]]) for r in range(rows)])
+    made = np.vstack([np.hstack([t[:side, :side] for t in tiles[r * cols : (r + 1) * cols]]) for r in range(rows)])
+    return made, float(np.mean([photo.score for photo in chosen]))
 
 
 def spoilt(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, list[Region]]:
@@ -314,9 +337,9 @@ class Eyes:
 
 
 def local_pair(
-    split: Split, name: str, clean: Pixels, rng: np.random.Generator, eyes: Eyes | None = None
+    split: Split, name: str, clean: Pixels, base: float, rng: np.random.Generator, eyes: Eyes | None = None
 ) -> Iterator[Sample]:
-    """One and, without `eyes`, its twin."""
+    """One and, without `eyes`, its twin. `base`: the score of the photo as it is."""
     part = part_of(clean, 0.6, rng) if rng.random() < 0.6 else clean
     pixels = varied(np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part), rng)
     damaged = rng.random() < DAMAGED_SHARE
@@ -352,9 +375,9 @@ def local_pair(
         for role, box in aims:
             yield seen(of, box, CROP_VIEW, role)
 
-    yield {**_known(split, name, pixels, regions, CLEAN_SCORE), "scene": scene}, views(pixels)
+    yield {**_known(split, name, pixels, regions, base), "scene": scene}, views(pixels)
     if before is not None and regions:
-        yield {**_known(split, name, before, [], CLEAN_SCORE), "scene": scene, "twin": True}, views(before)
+        yield {**_known(split, name, before, [], base), "scene": scene, "twin": True}, views(before)
 
 
 def local_samples(
@@ -364,12 +387,15 @@ def local_samples(
     rng: np.random.Generator,
     eyes: Eyes | None = None,
 ) -> Iterator[Sample]:
+    """`rated`: good photos, for mosaics, each of photos of one split."""
+    of_split: dict[Split, list[Rated]] = {s: [p for p in rated if p.split == s] for s in ("train", "dev")}
     for _ in range(count):
         if rng.random() < MOSAIC_SHARE:
-            yield from local_pair("train", "mosaic", mosaic(rated, rng), rng, eyes)
+            split: Split = "dev" if rng.random() < MOSAIC_DEV_SHARE and of_split["dev"] else "train"
+            yield from local_pair(split, "mosaic", *mosaic(of_split[split], rng, max(1, MOSAIC_TILES - 2)), rng, eyes)
         else:
             source, pixels = clean[int(rng.integers(len(clean)))]
-            yield from local_pair(source.split, source.path.name, pixels, rng, eyes)
+            yield from local_pair(source.split, source.path.name, pixels, CLEAN_SCORE, rng, eyes)
 
 
 def whole_samples(
@@ -389,14 +415,18 @@ def work(worker: int, args: argparse.Namespace) -> None:
     sources = [s for s in pristine_photos(args.photos, args.extra) if s.split != "test"][worker :: args.workers]
     rated = [p for p in rated_photos(args.rated) if p.split != "test"][worker :: args.workers]
     good = [p for p in rated if p.score >= GOOD_SCORE]
-    train = [p for p in good if p.split == "train"]
+    train = [p for p in rated if p.split == "train"]
     clean = [(s, load(s.path)) for s in sources]
-    eyes = Eyes(args.eyes, args.encoder) if args.eyes else None
+    eyes = (
+        Eyes(eyes_file(args.eyes, str(worker)) if args.eyes.is_dir() else args.eyes, args.encoder)
+        if args.eyes
+        else None
+    )
     makers: dict[str, Callable[[np.random.Generator], Iterator[Sample]]] = {
-        "local": lambda rng: local_samples(args.local // args.workers, clean, train, rng),
-        "aimed": lambda rng: local_samples(args.aimed // args.workers, clean, train, rng, eyes),
+        "local": lambda rng: local_samples(args.local // args.workers, clean, good, rng),
+        "aimed": lambda rng: local_samples(args.aimed // args.workers, clean, good, rng, eyes),
         "whole": lambda rng: whole_samples(args.whole // args.workers, clean, good, rng),
-        "rated": lambda rng: (rated_sample(p, rng) for p in rated),
+        "rated": lambda rng: (rated_sample(p, train, rng) for p in rated),
         "patched": lambda rng: (s for p in good * args.patched for s in patched_pair(p, rng)),
     }
     for kind in args.kinds:
@@ -421,7 +451,7 @@ def main() -> None:
     parser.add_argument("--extra", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", choices=RENDERED, default=RENDERED[:4])
-    parser.add_argument("--eyes", type=Path, help="a checkpoint of perceive.py, for `aimed`")
+    parser.add_argument("--eyes", type=Path, help="what perceive.py wrote, or one checkpoint of it, for `aimed`")
     parser.add_argument("--encoder", type=Path, help="what those eyes read through, for `aimed`")
     parser.add_argument("--local", type=int, default=1200)
     parser.add_argument("--aimed", type=int, default=1200)

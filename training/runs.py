@@ -181,6 +181,12 @@ def seeded(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def finite(loss: torch.Tensor, step: int) -> None:
+    """Raises RunError where a loss is not."""
+    if not math.isfinite(float(loss.detach())):
+        raise RunError(f"step {step}: the loss is not finite; lower the rate, or look at the data")
+
+
 def cosine(step: int, steps: int, warm: int, least: float = 0.02) -> float:
     """Share of the rate at a step: a linear start, then a cosine to `least`."""
     return min(1.0, (step + 1) / warm) * (least + (1 - least) * 0.5 * (1 + math.cos(math.pi * step / steps)))

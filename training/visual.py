@@ -2,7 +2,8 @@
 
 `Damage` reads every token by itself: what is wrong with it, judged once as it is and once against the rest of its view.
 Nothing in it sees where a token is or what lies beside it, because whatever could know a photo again learned the few
-clean sources by heart (on new sources it found half as much). `Quality` reads the view as a whole: its score.
+clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
+neighbours, and nothing but those. `Quality` reads the view as a whole: its score.
 `proposals` then finds the places where the evidence of many tokens adds up, and `Projector` brings all of it into the
 decoder's width, so that the decoder speaks of what it is shown.
 """
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from cells import CELL_CHANNELS, CellEncoder
+from cells import CELL_CHANNELS, VIEW_CHANNELS, CellEncoder
+from context import Context
 from defects import PHOTOS
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
 from torch import Tensor, nn
@@ -40,13 +42,12 @@ SCAN_BIAS: Final = -1.0
 SCAN_BIAS_TOKENS: Final = 196.0
 SCAN_BIAS_GROWTH: Final = 1.5
 SCAN_BIAS_MOST: Final = 0.7
-STRENGTH_BIAS: Final = 0.5  # the same of what counts for a proposal's strength, which tells whether it is one at all
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 LEVELS: Final = len(DEFECT_LEVELS)
 PHOTO_KINDS: Final = len(PHOTOS.kinds)
 NUMBER_BINS: Final = 21
-STRENGTH_UNIT: Final = 20.0  # summed log odds
+STRENGTH_UNIT: Final = 1.5  # log odds
 # Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the view's score.
 PROPOSAL_NUMBERS: Final = 7
 SLOTS: Final = PROPOSAL_NUMBERS * PROPOSALS + 1
@@ -70,7 +71,7 @@ class Evidence(NamedTuple):
 
 class Proposals(NamedTuple):
     """The most suspicious places of a view. `boxes`: (PROPOSALS, 4) x1, y1, x2, y2, 0..1 of the view; `strengths`:
-    (PROPOSALS,) summed log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside, `severities`:
+    (PROPOSALS,) mean log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside, `severities`:
     (PROPOSALS, 1); levels and severities weighted by how damaged each token is: a clean one knows neither."""
 
     boxes: Tensor
@@ -117,10 +118,9 @@ class Damage(nn.Module):
         relative = (tokens - mean) / (spread + 0.1 * self.std)
         return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
 
-    def read(self, absolute: Tensor, relative: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of both branches, (..., outputs) each, as `apart` takes them. `count`: (..., 1) tokens of the
+    def read(self, absolute: Tensor, relative: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of both branches, (..., outputs) each, as `apart` takes them. `size`: (..., 1) as of `size_of` the
         view: only big photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
-        size = torch.log2(count / COUNT_UNIT)
         return self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
 
     def apart(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,20 +128,33 @@ class Damage(nn.Module):
         levels = outputs[..., 1 + self.kinds : -1].unflatten(-1, (self.kinds, LEVELS))
         return outputs[..., : 1 + self.kinds], levels, outputs[..., -1:]
 
-    def branches(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of both for each token of views, (views, rows, cols, outputs)."""
+    def inputs(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `read` takes, of each token of views: (views, rows, cols, .)."""
         views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
         mean = cells.mean((1, 2), keepdim=True)
         spread = torch.sqrt(((cells - mean) ** 2).mean((1, 2), keepdim=True))
         tokens = cells.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((2, 4))
         ones = torch.ones_like(tokens[..., :1])
-        return self.read(*self.normalised(tokens, mean, spread), ones * ones.sum((1, 2), keepdim=True))
+        return *self.normalised(tokens, mean, spread), size_of(ones * ones.sum((1, 2), keepdim=True))
+
+    def branches(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of both for each token of views, (views, rows, cols, outputs)."""
+        return self.read(*self.inputs(cells))
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one, other = self.branches(cells)
-        kinds, levels, severity = self.apart((one + other) / 2)
-        shares = kinds[..., 1:].softmax(-1)[..., None]
-        return kinds, torch.log((shares * levels.softmax(-1)).sum(-2) + LEAST_DAMAGE), severity.sigmoid()
+        return told(*self.apart((one + other) / 2))
+
+
+def size_of(count: Tensor) -> Tensor:
+    """The size of a view of that many tokens, as Damage reads it."""
+    return torch.log2(count / COUNT_UNIT)
+
+
+def told(kinds: Tensor, levels: Tensor, severity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits as of Damage.apart: the kinds, log probabilities of the likely kinds' levels, and the severity."""
+    shares = kinds[..., 1:].softmax(-1)[..., None]
+    return kinds, torch.log((shares * levels.softmax(-1)).sum(-2) + LEAST_DAMAGE), severity.sigmoid()
 
 
 class Quality(nn.Module):
@@ -196,10 +209,24 @@ class Perception(nn.Module):
 
     def __init__(self, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
-        self.damage, self.quality = Damage(kinds), Quality()
+        self.damage, self.context, self.quality = Damage(kinds), Context(kinds), Quality()
+
+    def around(self, cells: Tensor) -> Tensor:
+        """What Context reads of each token."""
+        return self._read(cells)[1]
+
+    def _read(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of both branches, and what Context reads."""
+        absolute, relative, size = self.damage.inputs(cells)
+        one, other = self.damage.read(absolute, relative, size)
+        return (one + other) / 2, self.context.inputs(one, other, relative[..., VIEW_CHANNELS:], size)
 
     def forward(self, cells: Tensor) -> Evidence:
-        return Evidence(*self.damage(cells), self.quality(cells))
+        outputs, around = self._read(cells)
+        kinds, levels, severity = self.damage.apart(outputs)
+        more = self.context(around)
+        kinds, severity = kinds + more[..., :-1], severity + more[..., -1:]
+        return Evidence(*told(kinds, levels, severity), self.quality(cells))
 
 
 def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
@@ -259,7 +286,7 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     odds = (evidence.log_odds() / CLIP).clamp(-1, 1)[..., None]
     own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
     found = proposals(evidence)
-    strength = torch.tanh(found.strengths.clamp(min=0) / STRENGTH_UNIT)
+    strength = torch.sigmoid(found.strengths / STRENGTH_UNIT)
     score = ((evidence.score - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
     places = torch.cat((found.boxes, strength[:, None], found.level[:, None], found.severities), 1)
     numbers = bumps(torch.cat((places.flatten(), score)), NUMBER_BINS)
@@ -303,7 +330,8 @@ def proposals(evidence: Evidence) -> Proposals:
         share = inside[..., None] / inside.sum()
         weight = (inside * damaged)[..., None] / (inside * damaged).sum().clamp(min=LEAST_DAMAGE)
         boxes.append(torch.stack((x1 / cols, y1 / rows, x2 / cols, y2 / rows)))
-        strengths.append(((evident - STRENGTH_BIAS) * inside).sum())
+        # Their mean tells best whether it is a damage at all: a sum also grows with what is only large.
+        strengths.append((evident * share[..., 0]).sum())
         kinds.append((kind * share).sum((0, 1)))
         levels.append((level * weight).sum((0, 1)))
         severities.append((evidence.severity * weight).sum((0, 1)))
