@@ -116,18 +116,13 @@ def test_proposals_are_the_best_rectangles(size: tuple[int, int], seed: int) -> 
     rows, cols = size
     odds = np.random.default_rng(seed).normal(-0.5, 1, size).astype(np.float32)
     found = visual.proposals(evidence_of(odds))
-    left = odds.astype(np.float64) - float(visual.scan_bias(torch.tensor(rows * cols)))
+    left = odds.astype(np.float64) - visual.SCAN_BIAS
     for box, strength in zip(found.boxes, found.strengths, strict=True):
         total, (x1, y1, x2, y2) = best_rectangle(left)
         x1, y1, x2, y2 = (round(float(v) * side) for v, side in zip(box, (cols, rows) * 2, strict=True))
         assert left[y1:y2, x1:x2].sum() == pytest.approx(total, abs=1e-3)
         assert float(strength) == pytest.approx(float(odds[y1:y2, x1:x2].mean()), abs=1e-3)
         left[y1:y2, x1:x2] = visual.LEAST
-
-
-def test_larger_views_ask_for_more() -> None:
-    bias = visual.scan_bias(torch.tensor([10, 196, 392, 10_000]))
-    assert_allclose(bias, [-1, -1, 0.5, visual.SCAN_BIAS_MOST], atol=1e-6)
 
 
 def test_weak_evidence_adds_up() -> None:

@@ -20,7 +20,8 @@ from qcheck.tiles import Box
 WINDOW: Final = 10  # tokens a side: what is read of a view at once
 BATCH: Final = 48  # windows
 BROKEN_SHARE: Final = 0.75  # of draws: a window with a damage in it, and the same of its twin
-SEVERITY_WEIGHT: Final = 2.0
+CLEAN_WEIGHT: Final = 0.5  # of a clean token; there are many
+SEVERITY_WEIGHT: Final = 0.5
 DECAY: Final = 0.1
 WARM_STEPS: Final = 50
 # Kinds and severities of what lies outside a view, or is not known.
@@ -118,8 +119,7 @@ class Fields:
 
 
 def learn_context(context: Context, fields: Fields, steps: int, rate: float, rng: np.random.Generator) -> None:
-    """What a context adds to the mean of both branches shall be right. Clean tokens weigh as much as broken ones, as
-    they do where the branches learn."""
+    """What a context adds to the mean of both branches shall be right."""
     optimizer = torch.optim.AdamW(context.parameters(), lr=rate, weight_decay=DECAY)
     context.train()
     for step in range(steps):
@@ -128,12 +128,11 @@ def learn_context(context: Context, fields: Fields, steps: int, rate: float, rng
         windows = fields.drawn(BATCH, rng)
         more = context(windows.inputs, windows.inside)
         kinds, severity = context.read(windows.inputs)
-        known, broken = windows.kinds >= 0, windows.kinds > 0
-        clean = known & ~broken
+        broken = windows.kinds > 0
+        weights = torch.where(broken, 1.0, CLEAN_WEIGHT) * (windows.kinds >= 0)
         logits = (kinds + more[..., :-1]).flatten(0, 2)
         losses = F.cross_entropy(logits, windows.kinds.flatten(), ignore_index=UNKNOWN, reduction="none")
-        losses = losses.view_as(windows.inside)
-        loss = sum(((losses * which).sum() / which.sum().clamp(min=1) for which in (broken, clean)), torch.zeros(()))
+        loss = (losses * weights.flatten()).sum() / weights.sum()
         if bool(broken.any()):
             cost = (severity + more[..., -1:])[..., 0][broken]
             loss = loss + SEVERITY_WEIGHT * F.binary_cross_entropy_with_logits(cost, windows.severities[broken])

@@ -40,6 +40,7 @@ from qcheck.tiles import Box
 LESSONS: Final = ("local", "aimed", "patched", "whole")  # kinds of sample whose damages are known
 DAMAGED_TOKENS: Final = 24  # at most, of one view
 CLEAN_TOKENS: Final = {"global": 24}  # the same; views that are not global: half of it
+COMPARED: Final = ("local", "aimed", "patched")  # those with a damage among what is sound, for the context
 TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 1.5
 SEVERITY_WEIGHT: Final = 2.0
@@ -147,11 +148,8 @@ class Summaries:
     def __init__(self, items: dict[str, list[Item]]) -> None:
         summaries, scores, weights, self.folds = [], [], [], list[str]()
         for kind, weight in SCORED.items():
-            for before, item in itertools.pairwise((None, *items[kind])):
-                assert item is not None
-                views = len(item.sample["views"])
-                if kind == "local":
-                    views = int(all_over(before if before and is_twin(item) else item))
+            for item, of_spoilt in zip(items[kind], spoilt(items[kind]), strict=True):
+                views = int(of_spoilt) if kind == "local" else len(item.sample["views"])
                 for index in range(views):
                     summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
                     scores.append(item.sample["score"])
@@ -165,10 +163,19 @@ class Summaries:
         return self.summaries[kept], self.scores[kept], self.weights[kept]
 
 
-def all_over(item: Item) -> bool:
-    """Whether one defect is all of a photo."""
-    whole = [0, 0, item.sample.get("width"), item.sample.get("height")]
-    return any(defect["box"] == whole for defect in item.sample.get("defects", ()))
+def spoilt(items: list[Item]) -> list[bool]:
+    """Of samples of one kind, which are bad all over, or the twin of one that is."""
+    found: list[bool] = []
+    for item in items:
+        whole = [0, 0, item.sample.get("width"), item.sample.get("height")]
+        all_over = any(defect["box"] == whole for defect in item.sample.get("defects", ()))
+        found.append(found[-1] if found and is_twin(item) else all_over)
+    return found
+
+
+def placed_of(items: list[Item]) -> list[Item]:
+    """The samples that are not bad all over."""
+    return [item for item, all_over in zip(items, spoilt(items), strict=True) if not all_over]
 
 
 def learn_quality(
@@ -320,10 +327,12 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     known = {**dataclasses.asdict(config), "domain": dataclasses.asdict(domain)}
     echo(config.out, known)
     summaries = Summaries(train) if config.quality_epochs and todo else None
+    # What is bad all over has no place: of a large view that is noise, a clean one is no lesson in finding it.
+    placed = train | {kind: placed_of(train[kind]) for kind in ("local", "aimed")}
     for fold in todo:
         seeded(config.seed)
         eyes = Perception(len(domain.kinds))
-        seen = {kind: [item for item in train[kind] if item.sample["fold"] != fold] for kind in LESSONS}
+        seen = {kind: [item for item in placed[kind] if item.sample["fold"] != fold] for kind in LESSONS}
         tokens = Tokens(seen, np.random.default_rng(config.seed), domain.kinds)
         spent = f"{time.monotonic() - started:.0f} s"
         print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
@@ -334,7 +343,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         kept = {"domain": dataclasses.asdict(domain), "without": list(config.without)}
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
     if config.folds and config.context_steps:
-        add_context(config, {kind: train[kind] for kind in LESSONS}, domain)
+        add_context(config, {kind: placed[kind] for kind in COMPARED}, domain)
     eyes = Perception(len(domain.kinds))
     eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])

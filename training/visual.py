@@ -36,12 +36,9 @@ CLIP: Final = 8.0  # standard deviations
 RELATIVE_CLIP: Final = 5.0
 COUNT_UNIT: Final = 144.0  # tokens
 PROPOSALS: Final = 3
-# Log odds of damage that a token must exceed to enlarge a proposal: in a view as large as a crop or smaller, how many
-# more for each doubling of its tokens, and at most. In a crop a damage fills much of the view; best on the dev split.
-SCAN_BIAS: Final = -1.0
-SCAN_BIAS_TOKENS: Final = 196.0
-SCAN_BIAS_GROWTH: Final = 1.5
-SCAN_BIAS_MOST: Final = 0.7
+# Log odds of damage that a token must exceed to enlarge a proposal. On dev scenes this gives the best first proposals
+# in crops (mean IoU .50) and in global views (.23) alike.
+SCAN_BIAS: Final = -0.5
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 LEVELS: Final = len(DEFECT_LEVELS)
@@ -313,7 +310,7 @@ def proposals(evidence: Evidence) -> Proposals:
     device = evident.device
     y, x = (torch.arange(side + 1, device=device) for side in (rows, cols))
     high, wide = y[-1] + 1, x[-1] + 1  # tensors, because the exporter takes no symbolic numbers where they are used
-    odds = evident - scan_bias(y[-1] * x[-1])
+    odds = evident - SCAN_BIAS
     valid = (y[:, None] < y)[:, :, None, None] & (x[:, None] < x)
     boxes, strengths, kinds, levels, severities = [], [], [], [], []
     kind, level = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
@@ -337,12 +334,6 @@ def proposals(evidence: Evidence) -> Proposals:
         severities.append((evidence.severity * weight).sum((0, 1)))
         odds = torch.where(inside, LEAST, odds)
     return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels, severities)))
-
-
-def scan_bias(tokens: Tensor) -> Tensor:
-    """Of a view of that many tokens."""
-    grown = SCAN_BIAS + SCAN_BIAS_GROWTH * torch.log2(tokens.float() / SCAN_BIAS_TOKENS)
-    return grown.clamp(SCAN_BIAS, SCAN_BIAS_MOST)
 
 
 class NanoVisual(nn.Module):
