@@ -362,6 +362,7 @@ def test_only_scenes_that_are_bad_all_over_teach_the_score_and_their_twins(tmp_p
     stored(tmp_path, "local-0", entries)
     items = {kind: cells_in(tmp_path, "local") if kind == "local" else [] for kind in perceive.SCORED}
     assert perceive.Summaries(items).scores.tolist() == [1.0, 1.5]
+    assert [item.sample["score"] for item in perceive.placed_of(items["local"])] == [2.0, 2.5, 4.0]
 
 
 def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
