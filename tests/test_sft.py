@@ -89,3 +89,24 @@ def test_what_is_misread_is_counted_in_hundredths(off: int) -> None:
     trainer = sft.Trainer(SimpleNamespace(lm_head=lambda hidden: hidden), sft.Targets(tokenizer()), image_id=-1)
     trainer.hidden = lambda _: (logits, torch.tensor(rows), None)
     assert_allclose(trainer.misread([]), np.full((2, 2), [off, 0]))
+
+
+def test_scenes_that_are_bad_all_over_come_more_often() -> None:
+    """And their twins; what is broken in places does not."""
+    whole, place = ({"box": box} for box in ([0, 0, 9, 9], [0, 0, 4, 9]))
+    photo = {"width": 9, "height": 9}
+    samples = [
+        {**photo, "name": "whole", "defects": [whole]},
+        {**photo, "name": "whole twin", "defects": [], "twin": True},
+        {**photo, "name": "place", "defects": [place]},
+        {**photo, "name": "place twin", "defects": [], "twin": True},
+        {**photo, "name": "clean", "defects": []},
+    ]
+    names = [item.sample["name"] for item in sft.stressed([SimpleNamespace(sample=one) for one in samples])]
+    assert {name: names.count(name) for name in names} == {
+        "whole": sft.SPOILT_TIMES,
+        "whole twin": sft.SPOILT_TIMES,
+        "place": 1,
+        "place twin": 1,
+        "clean": 1,
+    }

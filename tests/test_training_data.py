@@ -366,6 +366,31 @@ def test_calls_are_taught_where_there_is_a_reason(pool: list[Any]) -> None:
         assert not any(weights), name
 
 
+def test_a_rated_photo_is_often_seen_in_its_mosaic(tmp_path: Path) -> None:
+    """Of a photo, two parts of it and a mosaic, each view is seen, and the largest as often as the photo itself."""
+    look, stores, narration = script("look"), script("stores"), script("narrator")
+    writer = look.SeenStore(tmp_path, "rated-0").writer()
+    views_ = [(512, 1.0), (400, 2.0), (450, 3.0), (2048, 4.0)]
+    entries = [
+        (
+            {"role": role, "box": [0, 0, side, side], "score": 3.0, "suspicions": SUSPICIONS},
+            np.full((2, 2, look.seen_channels()), value, np.float16),
+        )
+        for role, side, value in [*(("global", *one) for one in views_), ("window", 300, 5.0)]
+    ]
+    writer.add({"split": "train", "name": "y.jpg", "score": 3.96}, iter(entries))
+    writer.close()
+    (item,) = stores.items_of(tmp_path, "rated", look.seen_channels(), np.float16)
+    seen = [
+        narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed)).rated(item).views[0].box.x2
+        for seed in range(400)
+    ]
+    assert {side: seen.count(side) / 400 > 0.03 for side, _ in views_} == dict.fromkeys((512, 400, 450, 2048), True)
+    assert 0.4 < seen.count(2048) / 400 < 0.6
+    plain = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(0))
+    assert {plain.rated(item, False).views[0].box.x2 for _ in range(20)} == {512}
+
+
 def test_looking_ends_when_all_is_found(pool: list[Any]) -> None:
     """Not before, unless the cap does it or the last crop showed nothing. After such a crop it ends as often in a
     broken photo as in a clean one: to have stopped must not tell which of the two it is."""

@@ -42,6 +42,7 @@ NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
 SCORE_WEIGHT: Final = 4.0
 LEAST_KEPT: Final = 0.1  # of a view's tokens
 SINGLE_PASS_SHARE: Final = 0.25
+LARGE_SHARE: Final = 0.4  # of lessons on a rated photo, if there is a mosaic with it: large views have every score
 ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others lie on a defect or anywhere
 ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
 LOOK_ON_SHARE: Final = 0.7  # after nothing was found
@@ -186,6 +187,8 @@ class Narrator:
         views = shown_views(item)
         whole = [v for v in views if v.role == "global"]
         shown = whole[int(rng.integers(len(whole)))] if augment and rng.random() < 0.6 else whole[0]
+        if augment and rng.random() < LARGE_SHARE:
+            shown = max(whole, key=lambda view: view.box.area)  # a mosaic, where there is one
         zoom = augment and rng.random() < 0.1 and self.context
         self.speller.request(
             example, self.spoken.first if zoom or rng.random() < 0.5 else self.spoken.first_final, shown

@@ -27,7 +27,7 @@ from fields import Field, Fields, fields_of, learn_context
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from runs import RunError, cosine, echo, finite, save, seeded
-from samples import eyes_file, token_truth, tokens_of
+from samples import eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
@@ -71,7 +71,7 @@ class Tokens:
             for before, item in itertools.pairwise((None, *items[kind])):
                 assert item is not None
                 for index in range(len(item.sample["views"])):
-                    of = before if is_twin(item) else None
+                    of = before if is_twin(item.sample) else None
                     for part, values in zip(parts, self.of_view(item, index, count, rng, of), strict=True):
                         part.append(values)
                     count += 1
@@ -148,7 +148,7 @@ class Summaries:
     def __init__(self, items: dict[str, list[Item]]) -> None:
         summaries, scores, weights, self.folds = [], [], [], list[str]()
         for kind, weight in SCORED.items():
-            for item, of_spoilt in zip(items[kind], spoilt(items[kind]), strict=True):
+            for item, of_spoilt in zip(items[kind], spoilt([i.sample for i in items[kind]]), strict=True):
                 views = int(of_spoilt) if kind == "local" else len(item.sample["views"])
                 for index in range(views):
                     summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
@@ -163,19 +163,9 @@ class Summaries:
         return self.summaries[kept], self.scores[kept], self.weights[kept]
 
 
-def spoilt(items: list[Item]) -> list[bool]:
-    """Of samples of one kind, which are bad all over, or the twin of one that is."""
-    found: list[bool] = []
-    for item in items:
-        whole = [0, 0, item.sample.get("width"), item.sample.get("height")]
-        all_over = any(defect["box"] == whole for defect in item.sample.get("defects", ()))
-        found.append(found[-1] if found and is_twin(item) else all_over)
-    return found
-
-
 def placed_of(items: list[Item]) -> list[Item]:
     """The samples that are not bad all over."""
-    return [item for item, all_over in zip(items, spoilt(items), strict=True) if not all_over]
+    return [item for item, all_over in zip(items, spoilt([i.sample for i in items]), strict=True) if not all_over]
 
 
 def learn_quality(
@@ -278,12 +268,9 @@ def shows(item: Item, names: Sequence[str]) -> bool:
 def without_any(items: list[Item], names: Sequence[str]) -> list[Item]:
     """The samples that are broken by none of these degradations; where one is left out, so is its twin."""
     pairs = itertools.pairwise((None, *items))
-    return [item for before, item in pairs if item and not shows(before if before and is_twin(item) else item, names)]
-
-
-def is_twin(item: Item) -> bool:
-    """Whether a sample is the one before it, unbroken."""
-    return bool(item.sample.get("twin"))
+    return [
+        item for before, item in pairs if item and not shows(before if before and is_twin(item.sample) else item, names)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What is known of each view of a sample."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -78,6 +79,21 @@ def token_truth(rows: int, cols: int, box: Box, sample: Sample, names: tuple[str
 def tokens_of(cells: NDArray[np.float16]) -> tuple[int, int]:
     """Rows and columns of tokens of a view's cells."""
     return cells.shape[0] // CELLS_PER_SIDE, cells.shape[1] // CELLS_PER_SIDE
+
+
+def is_twin(sample: Sample) -> bool:
+    """Whether a sample is the one before it, unbroken."""
+    return bool(sample.get("twin"))
+
+
+def spoilt(samples: Sequence[Sample]) -> list[bool]:
+    """Of samples of one kind, in order, which are bad all over, or the twin of one that is."""
+    found: list[bool] = []
+    for sample in samples:
+        whole = [0, 0, sample.get("width"), sample.get("height")]
+        all_over = any(defect["box"] == whole for defect in sample.get("defects", ()))
+        found.append(found[-1] if found and is_twin(sample) else all_over)
+    return found
 
 
 def eyes_file(run: Path, fold: str | None) -> Path:

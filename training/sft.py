@@ -22,6 +22,7 @@ from nano import Nano, config, write_numbers
 from narrator import Example, Narrator, Speller
 from numpy.typing import NDArray
 from runs import Run, RunError, checkpoint_of, cosine, save, seeded
+from samples import spoilt
 from scipy.stats import pearsonr, spearmanr
 from stores import Item, items_of, of_split
 from torch import Tensor
@@ -36,6 +37,7 @@ SHORT: Final = LOOKED[:3]  # kinds with one view a photo, mostly
 LENGTH_STEP: Final = 64
 REVIEW_PART: Final = 4  # of the conversations of a batch of lessons, as many as one in this are drilled besides
 WARM_STEPS: Final = 60
+SPOILT_TIMES: Final = 3
 CHUNKS: Final = 2  # micro-batches of examples of like length
 
 
@@ -155,6 +157,13 @@ def lessons(
     return sorted(examples, key=lambda e: len(e.tokens))
 
 
+def stressed(items: list[Item]) -> list[Item]:
+    """Samples of one kind, with those that are bad all over, and their twins, SPOILT_TIMES over: as rare as they are
+    rendered, the decoder learns that a large view is good."""
+    every = zip(items, spoilt([item.sample for item in items]), strict=True)
+    return [item for item, all_over in every for _ in range(SPOILT_TIMES if all_over else 1)]
+
+
 def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
     for name, value in model.state_dict().items():
         if name in average and value.is_floating_point():
@@ -254,6 +263,7 @@ def teach(settings: Config) -> None:
     train, dev = ({kind: of_split(all_, split) for kind, all_ in samples.items()} for split in ("train", "dev"))
     if not train["rated"]:
         raise RunError(f"{settings.looked}: holds no rated sample to learn from; make them (look.py)")
+    train |= {kind: stressed(train[kind]) for kind in ("local", "aimed")}
     model = fresh(tokenizer, settings.encoder, eyes, domain)
     if settings.start is not None:
         model.load_state_dict(checkpoint_of(settings.start, "model")["model"])
