@@ -201,7 +201,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     def views(*roles: str) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
         for role, box, (rows, cols), value in VIEWS:
             if role in roles:
-                about = {"role": role, "box": box, "score": 3.0, "suspicions": SUSPICIONS}
+                about = {"role": role, "box": box, "score": 3.0, "toll": 4.0, "suspicions": SUSPICIONS}
                 yield about, np.full((rows, cols, look.seen_channels()), value, np.float16)
 
     plain = {"split": "train", "name": "x.jpg", "width": WIDTH, "height": HEIGHT, "score": 2.34}
@@ -373,7 +373,7 @@ def test_a_rated_photo_is_often_seen_in_its_mosaic(tmp_path: Path) -> None:
     views_ = [(512, 1.0), (400, 2.0), (450, 3.0), (2048, 4.0)]
     entries = [
         (
-            {"role": role, "box": [0, 0, side, side], "score": 3.0, "suspicions": SUSPICIONS},
+            {"role": role, "box": [0, 0, side, side], "score": 3.0, "toll": 4.0, "suspicions": SUSPICIONS},
             np.full((2, 2, look.seen_channels()), value, np.float16),
         )
         for role, side, value in [*(("global", *one) for one in views_), ("window", 300, 5.0)]

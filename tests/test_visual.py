@@ -95,7 +95,8 @@ def evidence_of(odds: Any) -> Any:
     kinds[..., 1 + KINDS.index("noise")] = torch.as_tensor(odds, dtype=torch.float32)
     levels = torch.zeros(rows, cols, visual.LEVELS)
     levels[..., 3] = 50
-    return visual.Evidence(kinds, levels, torch.full((rows, cols, 1), 0.6), torch.tensor([3.0]))
+    severity, score, toll = torch.full((rows, cols, 1), 0.6), torch.tensor([3.0]), torch.tensor([2.0])
+    return visual.Evidence(kinds, levels, severity, score, toll)
 
 
 def best_rectangle(odds: Any) -> tuple[float, tuple[int, int, int, int]]:
@@ -158,7 +159,7 @@ def test_a_reading_can_be_read_back() -> None:
     read = (bumps * centres()).sum(1) / bumps.sum(1)
     strength = 1 / (1 + np.exp(-4 / visual.STRENGTH_UNIT))
     assert_allclose(read[: visual.PROPOSAL_NUMBERS], [0.2, 0.25, 0.6, 0.75, strength, 0.75, 0.6], atol=0.03)
-    assert float(read[-1]) == pytest.approx(0.5, abs=0.01)  # 3.0 of 1..5
+    assert_allclose(read[-2:], [0.5, 0.25], atol=0.01)  # score 3.0, toll 2.0 of 1..5
 
 
 def centres() -> Any:
@@ -184,9 +185,9 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
             found.boxes.tolist(), found.strengths, found.level.tolist(), found.severities.tolist(), strict=True
         )
     ]
-    truth = np.array([*np.concatenate(places), 0.5])
+    truth = np.array([*np.concatenate(places), 0.5, 0.25])
     inside = np.flatnonzero((truth > 0.1) & (truth < 0.9))  # where the bumps are whole
-    assert visual.SLOTS - 1 in inside
+    assert {visual.SLOTS - 2, visual.SLOTS - 1} <= set(inside)
     for place, slot in enumerate(slots.argmax(1).tolist()):
         if slot in inside:
             assert float(read[place]) == pytest.approx(float(truth[slot]), abs=0.01)
@@ -222,7 +223,7 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     for view, item in zip(views_seen, seen, strict=True):
         whole, window = item.sample["views"]
         (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))])
-        kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), whole["score"])
+        kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), whole["score"], whole["toll"])
         for part, other in zip(kept, evidence, strict=True):
             assert_allclose(part, other, atol=5e-3)
         assert [s[:4] for s in whole["suspicions"]] == visual.proposals(evidence).boxes.tolist()
@@ -388,7 +389,9 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
         return fields_of(eyes, items, names)
 
     monkeypatch.setattr(perceive, "fields_of", noted)
-    config = perceive.Config(tmp_path, tmp_path / "eyes", damage_steps=2, quality_epochs=0, context_steps=2, threads=1)
+    config = perceive.Config(
+        tmp_path, tmp_path / "eyes", damage_steps=2, quality_epochs=0, context_steps=2, toll_steps=2, threads=1
+    )
     perceive.teach(config)
     kept = {fold: torch.load(samples.eyes_file(config.out, fold), weights_only=True) for fold in ("0", "1", None)}
     for fold, checkpoint in kept.items():

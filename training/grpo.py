@@ -138,7 +138,7 @@ def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, survey: NDArray[
     visual = engine.eyes.model.model.visual
     cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(under(survey, shown.box)))
     evidence = Evidence(*(part[0] for part in visual.perception(cells)))
-    return Shown(shown.box, packed(evidence), float(evidence.score), shown.role, [])
+    return Shown(shown.box, packed(evidence), float(evidence.score), float(evidence.toll), shown.role, [])
 
 
 class Policy:

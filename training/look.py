@@ -40,14 +40,14 @@ def seen_channels(kinds: int = len(PHOTOS.kinds)) -> int:
 
 
 def packed(evidence: Evidence) -> NDArray[np.float16]:
-    """(rows, cols, seen_channels) fp16; the view's score stands in the index."""
+    """(rows, cols, seen_channels) fp16; the view's score and toll stand in the index."""
     return torch.cat((evidence.kinds, evidence.levels, evidence.severity), -1).numpy().astype(np.float16)
 
 
-def unpacked(seen: Tensor, score: float) -> Evidence:
+def unpacked(seen: Tensor, score: float, toll: float) -> Evidence:
     """What `packed` packed, in fp32."""
     kinds = seen.shape[-1] - LEVELS - 1
-    return Evidence(*seen.float().split((kinds, LEVELS, 1), -1), torch.tensor([score]))
+    return Evidence(*seen.float().split((kinds, LEVELS, 1), -1), torch.tensor([score]), torch.tensor([toll]))
 
 
 def suspicions(evidence: Evidence, names: tuple[str, ...] = PHOTOS.kinds) -> dict[str, Any]:
@@ -77,7 +77,8 @@ def entry(
     about: dict[str, Any], evidence: Evidence, names: tuple[str, ...]
 ) -> tuple[dict[str, Any], NDArray[np.float16]]:
     kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols"}}
-    return {**kept, "score": float(evidence.score), **suspicions(evidence, names)}, packed(evidence)
+    told = {"score": float(evidence.score), "toll": float(evidence.toll)}
+    return {**kept, **told, **suspicions(evidence, names)}, packed(evidence)
 
 
 @torch.inference_mode()

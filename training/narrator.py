@@ -15,7 +15,7 @@ import vocabulary as words
 from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
 from nano_spec import CROP
 from numpy.typing import NDArray
-from samples import defects_of
+from samples import defects_of, holds, overlap
 from stores import Item, Sample
 from tokenizers import Tokenizer
 from vista_score import score as score_after
@@ -28,7 +28,6 @@ from qcheck.tiles import Box, View, crop_box, model_coords
 from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
 
 FOUND_SHARE: Final = 0.6  # a crop that holds this much of a damage has found it
-SEEN_SHARE: Final = 0.25  # one that holds less than this does not show it
 SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means it
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 # What is decided weighs by what hangs on it: by their number alone, coordinates would drown whether there is a defect.
@@ -56,12 +55,13 @@ Suspicion = tuple[float, float, float, float, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, seen_channels), its score,
-    and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
+    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, seen_channels), its score
+    and toll, and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
 
     box: Box
     seen: NDArray[np.float16]
     score: float
+    toll: float
     role: str
     suspicions: list[Suspicion]
 
@@ -160,11 +160,6 @@ def score_token(score: float) -> str:
 def coordinate_tokens(coords: Sequence[float]) -> list[str]:
     step, last = words.COORDINATE_STEP, len(words.COORDINATE_TOKENS) - 1
     return [words.COORDINATE_TOKENS[int(np.clip(round(c / step), 0, last))] for c in coords]
-
-
-def overlap(a: Box, b: Box) -> Box | None:
-    x1, y1, x2, y2 = max(a.x1, b.x1), max(a.y1, b.y1), min(a.x2, b.x2), min(a.y2, b.y2)
-    return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 class Narrator:
@@ -332,12 +327,14 @@ class Narrator:
             )
 
     def drill(self, item: Item, least: bool = False) -> Example:
-        """Three calls and findings that only repeat what perception proposes, and its score. Taught are their numbers
-        and words, nothing of what they decide: the decoder first learns to read, and later when to believe. `least`: of
-        every view as few tokens as may be, which is read as well and in half the time."""
+        """Three calls and findings that only repeat what perception proposes, and the least of its score and of the
+        tolls of what was shown. Taught are their numbers and words, nothing of what they decide: the decoder first
+        learns to read, and later when to believe. `least`: of every view as few tokens as may be, which is read as well
+        and in half the time."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
         self.speller.request(example, self.spoken.first, shown, least)
+        score = min(shown.score, shown.toll)
         for turn, (*corners, kind, _) in enumerate(shown.suspicions):
             x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
             target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
@@ -346,7 +343,8 @@ class Narrator:
             template = self.spoken.crop if turn + 1 < len(shown.suspicions) else self.spoken.crop_final
             self.speller.request(example, template, crop, least)
             self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
-        score = float(np.clip(shown.score, SCORE_MIN, SCORE_MAX))
+            score = min(score, crop.toll)
+        score = float(np.clip(score, SCORE_MIN, SCORE_MAX))
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *self.domain.kinds, *DEFECT_LEVELS)
         read = {self.speller.tokenizer.token_to_id(text) for text in taught}
@@ -370,6 +368,7 @@ def shown_views(item: Item) -> list[Shown]:
             Box(*view["box"]),
             item.read(index),
             view["score"],
+            view["toll"],
             view["role"],
             [(*map(float, corners), kind, level) for *corners, kind, level in view["suspicions"]],
         )
@@ -381,12 +380,6 @@ def share(found: Defect, crop: Shown) -> float:
     """How much of a damage a crop holds, 0..1."""
     part = overlap(Box(*found.box), crop.box)
     return part.area / Box(*found.box).area if part else 0.0
-
-
-def holds(found: Defect, box: Box) -> bool:
-    """Whether a part of the photo shows a good part of a damage, or is filled by it, however little of it that is."""
-    part = overlap(Box(*found.box), box)
-    return part is not None and part.area >= SEEN_SHARE * min(Box(*found.box).area, box.area)
 
 
 def local_attributes(sample: dict[str, Any], domain: Domain = PHOTOS) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Stage 0, second part: nano's eyes, before it speaks. Run by train.py.
 
-Three lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
+Four lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
 suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. `Context` then
-learns to compare neighbours (fields.py), from readings of eyes that never saw the photo. All are written to
-RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
+learns to compare neighbours (fields.py), and `Toll` what the damages of a view cost (readings.py), both from readings
+of eyes that never saw the photo. All are written to RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
 
 For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which never saw that fold: look.py reads
 training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
@@ -26,6 +26,7 @@ from degradations import BANK
 from fields import Field, Fields, fields_of, learn_context
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
+from readings import Readings, learn_toll, readings_of
 from runs import RunError, cosine, echo, finite, save, seeded
 from samples import eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
@@ -54,7 +55,10 @@ QUALITY_DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
 CONTEXT_RATE: Final = 2.0  # times the rate of the others
+TOLL_RATE: Final = 2.0
 UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
+
+Checkpoint = dict[str, Any]
 
 
 class Tokens:
@@ -275,16 +279,17 @@ def without_any(items: list[Item], names: Sequence[str]) -> list[Item]:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`cells`: of encode.py. Without `folds`, only the eyes that saw all, and no context, which learns from eyes that
-    did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what the survey is worth;
-    `without`: degradations (degradations.BANK) that they never see, to measure how they do on kinds of damage that
-    nobody thought of."""
+    """`cells`: of encode.py. Without `folds`, only the eyes that saw all, and no context and no toll, which learn from
+    eyes that did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what the survey is
+    worth; `without`: degradations (degradations.BANK) that they never see, to measure how they do on kinds of damage
+    that nobody thought of."""
 
     cells: Path
     out: Path
     damage_steps: int = 600
     quality_epochs: int = 15
     context_steps: int = 600
+    toll_steps: int = 1500
     rate: float = 1e-3
     folds: bool = True
     survey: bool = True
@@ -331,6 +336,8 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
     if config.folds and config.context_steps:
         add_context(config, {kind: placed[kind] for kind in COMPARED}, domain)
+    if config.folds and config.toll_steps:
+        add_toll(config, {kind: train[kind] for kind in LESSONS}, domain)
     eyes = Perception(len(domain.kinds))
     eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
@@ -340,21 +347,54 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
 
 def add_context(config: Config, train: dict[str, list[Item]], domain: Domain) -> None:
     """Teaches the context of all eyes and writes them again, those that saw all last: who has it is done."""
-    left_out = folds(train["local"])
-    kept = {fold: torch.load(eyes_file(config.out, fold), weights_only=True) for fold in (*left_out, None)}
+    kept = kept_of(config, train)
     if all("context" in checkpoint for checkpoint in kept.values()):
         return
     fields: dict[str, list[Field]] = {}
-    for fold in left_out:
-        eyes = Perception(len(domain.kinds))
-        eyes.load_state_dict(kept[fold]["eyes"])
-        parts = [[item for item in items if item.sample["fold"] == fold] for items in train.values()]
-        fields[fold] = [field for part in parts for field in fields_of(eyes.eval(), part, domain.kinds)]
+    for fold, parts in by_fold(train).items():
+        eyes = perception_of(kept[fold], domain).eval()
+        fields[fold] = [field for part in parts for field in fields_of(eyes, part, domain.kinds)]
         print(f"fold {fold}: {len(fields[fold])} views for the context", flush=True)
     for fold, checkpoint in kept.items():
         rng = seeded(config.seed)
-        eyes = Perception(len(domain.kinds))
-        eyes.load_state_dict(checkpoint["eyes"])
+        eyes = perception_of(checkpoint, domain)
         some = Fields([field for one, part in fields.items() if one != fold for field in part])
         learn_context(eyes.context, some, config.context_steps, CONTEXT_RATE * config.rate, rng)
         save(eyes_file(config.out, fold), {**checkpoint, "eyes": eyes.state_dict(), "context": config.context_steps})
+
+
+def add_toll(config: Config, train: dict[str, list[Item]], domain: Domain) -> None:
+    """Teaches the toll of all eyes, whose context is taught, and writes them again, as add_context does."""
+    kept = kept_of(config, train)
+    if all("toll" in checkpoint for checkpoint in kept.values()):
+        return
+    readings: dict[str, list[Readings]] = {}
+    for fold, parts in by_fold(train).items():
+        eyes = perception_of(kept[fold], domain).eval()
+        readings[fold] = [readings_of(eyes, part) for part in parts]
+        print(f"fold {fold}: {sum(len(one.tolls) for one in readings[fold])} views for the toll", flush=True)
+    for fold, checkpoint in kept.items():
+        rng = seeded(config.seed)
+        eyes = perception_of(checkpoint, domain)
+        some = [part for one, parts in readings.items() if one != fold for part in parts]
+        learn_toll(eyes.toll, some, config.toll_steps, TOLL_RATE * config.rate, rng)
+        save(eyes_file(config.out, fold), {**checkpoint, "eyes": eyes.state_dict(), "toll": config.toll_steps})
+
+
+def kept_of(config: Config, train: dict[str, list[Item]]) -> dict[str | None, Checkpoint]:
+    """The checkpoints of all eyes, those that saw all last."""
+    return {fold: torch.load(eyes_file(config.out, fold), weights_only=True) for fold in (*folds(train["local"]), None)}
+
+
+def by_fold(train: dict[str, list[Item]]) -> dict[str, list[list[Item]]]:
+    """The samples of each fold, kind by kind."""
+    return {
+        fold: [[item for item in items if item.sample["fold"] == fold] for items in train.values()]
+        for fold in folds(train["local"])
+    }
+
+
+def perception_of(checkpoint: Checkpoint, domain: Domain) -> Perception:
+    eyes = Perception(len(domain.kinds))
+    eyes.load_state_dict(checkpoint["eyes"])
+    return eyes

@@ -115,7 +115,9 @@ class RecordedConversation(Conversation):
         if view not in self.seen:
             evidence = self.recorder.eyes.evidence
             about: Any = suspicions(evidence, self.recorder.domain.kinds)["suspicions"]
-            self.seen[view] = Shown(view.box, packed(evidence), float(evidence.score), request, about)
+            self.seen[view] = Shown(
+                view.box, packed(evidence), float(evidence.score), float(evidence.toll), request, about
+            )
         before, after = self.engine.requests[request]
         self.transcript.entries += [*before, view, *after]
         self.transcript.requests.append(request)

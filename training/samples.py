@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from defects import PHOTOS, Defect
+from defects import CLEAN_SCORE, PHOTOS, Defect
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from stores import Sample
-from vista_score import size_factor
+from vista_score import score, size_factor
 
 from qcheck.tiles import Box
 
@@ -17,6 +17,7 @@ UNKNOWN: Final = -100  # what cross-entropy leaves out
 TOKEN_FILLED: Final = 0.4  # a token filled this much by a defect is damaged
 TOKEN_TOUCHED: Final = 0.08
 DAMAGE_INSIDE: Final = 0.3  # so is one that holds this much of a defect
+SEEN_SHARE: Final = 0.25  # a crop that holds less than this of a damage does not show it
 
 
 def defects_of(sample: Sample) -> list[Defect]:
@@ -74,6 +75,24 @@ def token_truth(rows: int, cols: int, box: Box, sample: Sample, names: tuple[str
             1,
         )
     return TokenTruth(kinds.reshape(-1), levels.reshape(-1), severities.reshape(-1), boxes.reshape(-1, 4))
+
+
+def overlap(a: Box, b: Box) -> Box | None:
+    x1, y1, x2, y2 = max(a.x1, b.x1), max(a.y1, b.y1), min(a.x2, b.x2), min(a.y2, b.y2)
+    return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def holds(found: Defect, box: Box) -> bool:
+    """Whether a part of the photo shows a good part of a damage, or is filled by it, however little of it that is."""
+    part = overlap(Box(*found.box), box)
+    return part is not None and part.area >= SEEN_SHARE * min(Box(*found.box).area, box.area)
+
+
+def toll_of(sample: Sample, box: Box) -> float | None:
+    """The score of a clean photo with the damages that a part of the sample shows; None if it only shows the edge of
+    one, for that is neither seen nor absent."""
+    seen = [found for found in defects_of(sample) if overlap(Box(*found.box), box)]
+    return score(CLEAN_SCORE, [found.cost for found in seen]) if all(holds(found, box) for found in seen) else None
 
 
 def tokens_of(cells: NDArray[np.float16]) -> tuple[int, int]:

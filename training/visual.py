@@ -3,7 +3,8 @@
 `Damage` reads every token by itself: what is wrong with it, judged once as it is and once against the rest of its view.
 Nothing in it sees where a token is or what lies beside it, because whatever could know a photo again learned the few
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
-neighbours, and nothing but those. `Quality` reads the view as a whole: its score.
+neighbours, and nothing but those. `Quality` reads the view as a whole: its score. `Toll` (toll.py) tells what the
+damages of a view cost.
 `proposals` then finds the places where the evidence of many tokens adds up, and `Projector` brings all of it into the
 decoder's width, so that the decoder speaks of what it is shown.
 """
@@ -16,6 +17,7 @@ from cells import CELL_CHANNELS, VIEW_CHANNELS, CellEncoder
 from context import Context
 from defects import PHOTOS
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
+from toll import Toll
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -45,21 +47,25 @@ LEVELS: Final = len(DEFECT_LEVELS)
 PHOTO_KINDS: Final = len(PHOTOS.kinds)
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 1.5  # log odds
-# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the view's score.
+# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the score and the
+# toll of the view.
 PROPOSAL_NUMBERS: Final = 7
-SLOTS: Final = PROPOSAL_NUMBERS * PROPOSALS + 1
+VIEW_NUMBERS: Final = 2
+SLOTS: Final = PROPOSAL_NUMBERS * PROPOSALS + VIEW_NUMBERS
 
 
 class Evidence(NamedTuple):
     """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, 1 + kinds) logits, 0 clean;
     `levels`: (rows, cols, LEVELS) logits; `severity`: (rows, cols, 1) 0..1, what a defect there costs the photo, less
-    its size (samples.severity); `score`: (1,), 1..5. For a batch of views of one size, each has one more axis in front.
+    its size (samples.severity); `score`: (1,), 1..5, of the view as a whole; `toll`: (1,), 1..5, of a clean photo with
+    the damages that the view shows. For a batch of views of one size, each has one more axis in front.
     """
 
     kinds: Tensor
     levels: Tensor
     severity: Tensor
     score: Tensor
+    toll: Tensor
 
     def log_odds(self) -> Tensor:
         """(rows, cols) of damage against none."""
@@ -206,7 +212,7 @@ class Perception(nn.Module):
 
     def __init__(self, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
-        self.damage, self.context, self.quality = Damage(kinds), Context(kinds), Quality()
+        self.damage, self.context, self.quality, self.toll = Damage(kinds), Context(kinds), Quality(), Toll(kinds)
 
     def around(self, cells: Tensor) -> Tensor:
         """What Context reads of each token."""
@@ -222,8 +228,9 @@ class Perception(nn.Module):
         outputs, around = self._read(cells)
         kinds, levels, severity = self.damage.apart(outputs)
         more = self.context(around)
-        kinds, severity = kinds + more[..., :-1], severity + more[..., -1:]
-        return Evidence(*told(kinds, levels, severity), self.quality(cells))
+        kinds, levels, severity = told(kinds + more[..., :-1], levels, severity + more[..., -1:])
+        score = self.quality(cells)
+        return Evidence(kinds, levels, severity, score, self.toll(self.toll.inputs(kinds, severity, score)))
 
 
 def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
@@ -251,7 +258,7 @@ def reading_size(kinds: int) -> int:
 
 def view_reading_size(kinds: int) -> int:
     """Of what `described` says of a view."""
-    return PROPOSALS * (PROPOSAL_NUMBERS * NUMBER_BINS + 1 + kinds + LEVELS) + NUMBER_BINS
+    return SLOTS * NUMBER_BINS + PROPOSALS * (1 + kinds + LEVELS)
 
 
 class Projector(nn.Module):
@@ -273,7 +280,7 @@ class Projector(nn.Module):
 
 def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """A view's evidence as inputs of the projector: (tokens, reading_size), each token's own, and
-    (view_reading_size,), the proposals and the score.
+    (view_reading_size,), the proposals, the score and the toll.
 
     Every token also carries one number of the view as a whole, and which (its place in raster order modulo SLOTS): to
     say a coordinate, a level or a score the decoder then only has to look up its slot.
@@ -284,9 +291,9 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
     found = proposals(evidence)
     strength = torch.sigmoid(found.strengths / STRENGTH_UNIT)
-    score = ((evidence.score - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
+    scores = ((torch.cat((evidence.score, evidence.toll)) - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
     places = torch.cat((found.boxes, strength[:, None], found.level[:, None], found.severities), 1)
-    numbers = bumps(torch.cat((places.flatten(), score)), NUMBER_BINS)
+    numbers = bumps(torch.cat((places.flatten(), scores)), NUMBER_BINS)
     slots = torch.arange(SLOTS, device=own.device)
     slot = torch.remainder(torch.arange(own.shape[0], device=own.device), SLOTS)
     reading = torch.cat((own, (slot[:, None] == slots).to(own.dtype), numbers[slot]), 1)
