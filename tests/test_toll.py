@@ -41,7 +41,7 @@ def views_of(odds: list[float], severity: float = 0.5, rows: int = 2, cols: int 
 
 @torch.inference_mode()
 def test_an_untaught_toll_says_one_thing() -> None:
-    assert_allclose(untaught().eval()(torch.randn(5, SIZE)), np.full((5, 1), toll.CENTRE))
+    assert_allclose(untaught().eval()(torch.randn(5, SIZE)), np.full((5, 1), script("nano_spec").SCORE_CENTRE))
 
 
 @torch.inference_mode()
@@ -62,7 +62,7 @@ def test_inputs_hold_what_was_read() -> None:
         chance / 2,
         np.log(3 * chance),
         [0.5, 0.5],
-        np.full(2, np.log2(6 / toll.COUNT_UNIT)),
+        np.full(2, np.log2(6 / script("nano_spec").COUNT_UNIT)),
         [0.5, 0.5],
     ]
     assert_allclose(rows[:, after : after + len(truth)].T, truth, atol=1e-4)

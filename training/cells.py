@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from nano_spec import COUNT_UNIT
 from pixel_statistics import CELL_PX, STATISTICS, PixelStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -162,3 +163,8 @@ def export_encoder(encoder: CellEncoder, path: Path) -> None:
         verbose=False,
     )
     program.save(str(path), external_data=False)
+
+
+def size_of(count: Tensor) -> Tensor:
+    """The size of a view of that many tokens, as perception reads it."""
+    return torch.log2(count / COUNT_UNIT)

@@ -8,7 +8,7 @@ import torch
 from context import Context
 from defects import PHOTOS
 from numpy.typing import NDArray
-from runs import RunError, cosine, finite
+from runs import RunError, finite, schedule
 from samples import token_truth, tokens_of
 from stores import Item
 from torch import Tensor
@@ -123,8 +123,7 @@ def learn_context(context: Context, fields: Fields, steps: int, rate: float, rng
     optimizer = torch.optim.AdamW(context.parameters(), lr=rate, weight_decay=DECAY)
     context.train()
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * cosine(step, steps, WARM_STEPS)
+        schedule(optimizer, rate, step, steps, WARM_STEPS)
         windows = fields.drawn(BATCH, rng)
         more = context(windows.inputs, windows.inside)
         kinds, severity = context.read(windows.inputs)

@@ -24,7 +24,7 @@ from narrator import Shown, Speller
 from numpy.typing import NDArray
 from render import survey_of
 from rollouts import RecordingEngine, Rollout, log_probabilities, sampled
-from runs import Run, cosine
+from runs import Run, schedule
 from scipy.stats import spearmanr
 from sft import Trainer
 from tasks import Task, batch
@@ -281,8 +281,7 @@ def train(
     else:
         run.log(**evaluate(policy, dev_tasks, settings))
     for step in run:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * cosine(step, run.steps, 5)
+        schedule(optimizer, settings.rate, step, run.steps, 5)
         gamma = losses.perception_weight(step, run.steps)
         tasks = batch(train_tasks, settings.images, rng)
         run.note(**learn(policy, tasks, settings, gamma, rng))

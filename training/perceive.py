@@ -20,21 +20,21 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from cells import CELL_CHANNELS, VIEW_CHANNELS
+from cells import CELL_CHANNELS, VIEW_CHANNELS, size_of
 from defects import PHOTOS, Domain
 from degradations import BANK
 from fields import Field, Fields, fields_of, learn_context
-from nano_spec import CELLS_PER_SIDE
+from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE
 from numpy.typing import NDArray
 from readings import Readings, learn_toll, readings_of
-from runs import RunError, cosine, echo, finite, save, seeded
+from runs import RunError, echo, finite, save, schedule, seeded
 from samples import eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
-from visual import SCORE_CENTRE, Damage, Perception, Quality, perceived, proposals, size_of, summary
+from visual import Damage, Perception, Quality, perceived, proposals, summary
 
 from qcheck.tiles import Box
 
@@ -117,7 +117,7 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
     optimizer = torch.optim.AdamW(damage.parameters(), lr=rate, weight_decay=0.1)
     damage.train()
     for step in range(steps):
-        schedule(optimizer, rate, step, steps)
+        schedule(optimizer, rate, step, steps, WARM_STEPS)
         picked = torch.randint(0, len(train.tokens), (TOKEN_BATCH,))
         views, kinds, levels = train.views[picked], train.kinds[picked], train.levels[picked]
         broken, severities = kinds > 0, train.severities[picked]
@@ -138,11 +138,6 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
         if (step + 1) % 50 == 0:
             print(f"damage {step + 1}/{steps} loss {float(loss.detach()):.3f}", flush=True)
     damage.eval()
-
-
-def schedule(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * cosine(step, steps, WARM_STEPS)
 
 
 class Summaries:
@@ -193,7 +188,7 @@ def learn_quality(
     for epoch in range(epochs):
         order = torch.randperm(len(scores))
         for some in order[: len(order) // QUALITY_BATCH * QUALITY_BATCH].view(-1, QUALITY_BATCH):
-            schedule(optimizer, rate, done, steps)
+            schedule(optimizer, rate, done, steps, WARM_STEPS)
             loss = torch.zeros(())
             for network in networks:
                 loss = loss + (weights[some] * (network(inputs[some])[:, 0] - targets[some]) ** 2).mean()
@@ -338,8 +333,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         add_context(config, {kind: placed[kind] for kind in COMPARED}, domain)
     if config.folds and config.toll_steps:
         add_toll(config, {kind: train[kind] for kind in LESSONS}, domain)
-    eyes = Perception(len(domain.kinds))
-    eyes.load_state_dict(torch.load(eyes_file(config.out, None), weights_only=True)["eyes"])
+    eyes = perception_of(torch.load(eyes_file(config.out, None), weights_only=True), domain)
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))

@@ -5,11 +5,12 @@ from typing import Final
 
 import numpy as np
 import torch
+from nano_spec import SCORE_CENTRE
 from numpy.typing import NDArray
-from runs import RunError, cosine, finite
+from runs import RunError, finite, schedule
 from samples import toll_of
 from stores import Item
-from toll import CENTRE, Toll
+from toll import Toll
 from torch import Tensor
 from visual import Perception, perceived
 
@@ -72,14 +73,13 @@ def learn_toll(toll: Toll, readings: list[Readings], steps: int, rate: float, rn
     optimizer = torch.optim.AdamW(toll.parameters(), lr=rate, weight_decay=DECAY)
     toll.train()
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * cosine(step, steps, WARM_STEPS)
+        schedule(optimizer, rate, step, steps, WARM_STEPS)
         loss = torch.zeros(())
         for network in toll.networks:
             drawn = [(group, picked(len(group.tolls), rng)) for group in groups]
             inputs = toll.normalised(torch.cat([group.inputs[at] for group, at in drawn]))
             tolls = torch.cat([group.tolls[at] for group, at in drawn])
-            loss = loss + ((CENTRE + network(inputs)[:, 0] - tolls) ** 2).mean()
+            loss = loss + ((SCORE_CENTRE + network(inputs)[:, 0] - tolls) ** 2).mean()
         finite(loss, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -21,7 +21,7 @@ from look import LOOKED, eyes_of, seen_channels, unpacked
 from nano import Nano, config, write_numbers
 from narrator import Example, Narrator, Speller
 from numpy.typing import NDArray
-from runs import Run, RunError, checkpoint_of, cosine, save, seeded
+from runs import Run, RunError, checkpoint_of, save, schedule, seeded
 from samples import spoilt
 from scipy.stats import pearsonr, spearmanr
 from stores import Item, items_of, of_split
@@ -287,8 +287,8 @@ def teach(settings: Config) -> None:
     print(f"{sum(p.numel() for p in weights) / 1e6:.2f} M weights are taught", flush=True)
     model.train()
     for step in run:
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = settings.rate * cosine(step, settings.steps, WARM_STEPS)
+        for optimizer in optimizers:
+            schedule(optimizer, settings.rate, step, settings.steps, WARM_STEPS)
         # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
         for part in ("drill",) if step < settings.drill_steps else ("short", "long", "review"):
             examples = lessons(part, narrator, train, rng, settings.batch)

@@ -3,25 +3,25 @@
 from typing import Final
 
 import torch
+from cells import size_of
+from nano_spec import SCORE_CENTRE
 from torch import Tensor, nn
 
 NETWORKS: Final = 3
 WIDTHS: Final = (128, 64)
 INPUT_DROPOUT: Final = 0.05
 DROPOUTS: Final = (0.2, 0.1)
-CENTRE: Final = 3.0  # of the scores
 CLIP: Final = 5.0  # standard deviations
 SHARPNESSES: Final = (0.5, 1.0, 2.0)  # of soft maxima: how many tokens a damage must show in
 LEAST: Final = 1e-3  # summed probability
-COUNT_UNIT: Final = 144.0  # tokens
 
 
 class Toll(nn.Module):
     """Readings of views -> (views, 1): the score, 1..5, that a clean photo has once the damages that such a view shows
     are in it.
 
-    The decoder could add up the tokens itself, and learned to do so badly from the few hundred photos it is told of: a
-    forest on the same readings ranked photos better than it did. A few small networks on pooled readings are averaged.
+    The decoder could add up the tokens itself, and learned to do so badly from the few hundred photos it is told of:
+    small networks on pooled readings ranked photos better than it did. A few of them are averaged.
     """
 
     def __init__(self, kinds: int) -> None:
@@ -56,7 +56,6 @@ class Toll(nn.Module):
         damaged = odds.sigmoid()
         costs = damaged * severity.flatten(1)
         softest = [torch.logsumexp(odds * by, 1) / by for by in SHARPNESSES]
-        count = torch.ones_like(odds).sum(1)
         pooled = (
             *softest,
             odds.amax(1),
@@ -68,8 +67,8 @@ class Toll(nn.Module):
             costs.mean(1),
             costs.sum(1).clamp(min=LEAST).log(),
             (damaged * costs).sum(1) / (damaged * damaged).sum(1).clamp(min=LEAST**2),
-            torch.log2(count / COUNT_UNIT),
-            score[:, 0] - CENTRE,
+            size_of(torch.ones_like(odds).sum(1)),
+            score[:, 0] - SCORE_CENTRE,
         )
         return torch.cat((torch.stack(pooled, 1), each.amax(1), each.mean(1)), 1)
 
@@ -81,7 +80,7 @@ class Toll(nn.Module):
         # With an axis more than it needs, as in Quality: else it is exported as Gemm, which is not quantised.
         x = self.normalised(inputs)[:, None]
         votes = torch.stack([network(x) for network in self.networks]).mean(0)
-        return CENTRE + votes[:, 0]
+        return SCORE_CENTRE + votes[:, 0]
 
 
 def toll_size(kinds: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from cells import IMAGENET_MEAN, IMAGENET_STD, SURVEY_CHANNELS, VIEW_CHANNELS, CellEncoder
 from defects import PHOTOS, Domain
-from nano_spec import CELLS_PER_SIDE, TOKEN_PX
+from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE, TOKEN_PX
 from numpy.typing import NDArray
 from runs import Run, RunError, cosine, save, seeded
 from samples import UNKNOWN, token_truth
@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from stores import Item, items_of, of_split
 from torch import Tensor, nn
 from torch.nn import functional as F
-from visual import SCORE_CENTRE, Damage, summary
+from visual import Damage, summary
 
 from qcheck.tiles import Box
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from cells import CELL_CHANNELS, VIEW_CHANNELS, CellEncoder
+from cells import CELL_CHANNELS, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
-from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX
+from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX, SCORE_CENTRE
 from toll import Toll
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,11 +32,9 @@ QUALITY_WIDTHS: Final = (512, 256)
 QUALITY_INPUT_DROPOUT: Final = 0.3
 QUALITY_DROPOUT: Final = 0.5
 RIDGE_SHARE: Final = 0.3
-SCORE_CENTRE: Final = 3.0
 SUMMARY_CLIP: Final = 6.0  # standard deviations
 CLIP: Final = 8.0  # standard deviations
 RELATIVE_CLIP: Final = 5.0
-COUNT_UNIT: Final = 144.0  # tokens
 PROPOSALS: Final = 3
 # Log odds of damage that a token must exceed to enlarge a proposal. On dev scenes this gives the best first proposals
 # in crops (mean IoU .50) and in global views (.23) alike.
@@ -147,11 +145,6 @@ class Damage(nn.Module):
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one, other = self.branches(cells)
         return told(*self.apart((one + other) / 2))
-
-
-def size_of(count: Tensor) -> Tensor:
-    """The size of a view of that many tokens, as Damage reads it."""
-    return torch.log2(count / COUNT_UNIT)
 
 
 def told(kinds: Tensor, levels: Tensor, severity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
