@@ -45,7 +45,8 @@ def looked(folder: Path, differs: bool) -> Path:
         ):
             seen = rng.normal(0, 0.3, (3, 3, look.seen_channels())).astype(np.float16)
             seen[..., 0] -= np.float16(odds if differs else 0)
-            views.append(({"role": role, "box": box, "score": 3.0, "toll": 4.0, "suspicions": [SUSPICION] * 3}, seen))
+            told = {"score": 3.0, "toll": 4.0, "attributes": [4.0] * 5, "suspicions": [SUSPICION] * 3}
+            views.append(({"role": role, "box": box, **told}, seen))
         known = {"split": "dev", "name": f"{index % 8}.jpg", "width": 800, "height": 600, "score": 3.0}
         writer.add({**known, "defects": [DEFECT]}, iter(views))
     writer.close()

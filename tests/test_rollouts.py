@@ -34,6 +34,9 @@ def policy() -> Any:
     # A fresh model says every word as gladly as any other; at 8 times, with some seeds, it only ever says one score.
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(5)
+        # An untaught one says the same of every view.
+        for parameter in model.model.visual.perception.quality.parameters():
+            parameter.normal_(0, 0.05)
     return policy_of(model)
 
 

@@ -167,6 +167,72 @@ def test_refine_cuts_real_crops(tmp_path: Path, start: Path) -> None:
     assert 0 <= last["probes"] <= 2
 
 
+@pytest.fixture
+def eyes(tmp_path: Path, rated: Path) -> Path:
+    """Of two folds: what one says of every photo, and another what."""
+    folder = tmp_path / "eyes"
+    folder.mkdir()
+    for fold, score in (("0", 2.0), ("1", 4.0)):
+        perception = visual.Perception()
+        with torch.no_grad():
+            for part in (perception.quality.networks, perception.quality.ridge):
+                for parameter in part.parameters():
+                    parameter.zero_()
+            centre = script("nano_spec").SCORE_CENTRE
+            perception.quality.ridge.bias.fill_((score - centre) / visual.RIDGE_SHARE)
+        torch.save(
+            {"eyes": perception.state_dict(), "domain": asdict(script("defects").PHOTOS)},
+            folder / f"eyes-without-{fold}.pt",
+        )
+    names = sorted(path.name for path in (rated / "images").iterdir())
+    (folder / "folds.json").write_text(json.dumps({name: str(index % 2) for index, name in enumerate(names)}))
+    return folder
+
+
+def test_training_photos_are_judged_by_eyes_that_never_saw_them(
+    tmp_path: Path, start: Path, rated: Path, eyes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is developed on by the model's own, which are what is kept."""
+    grpo, looked, asked = script("grpo"), list[tuple[str, float]](), list[Any]()
+    groups, judge = grpo.Policy.groups, grpo.Prober.judge
+
+    def watched(policy: Any, tasks: Any, *more: Any) -> Any:
+        found = groups(policy, tasks, *more)
+        for task, group in zip(tasks, found, strict=True):
+            looked.extend((task.source, view.score) for rollout in group for view in rollout.example.views)
+        return found
+
+    def judged(prober: Any, *more: Any) -> Any:
+        asked.append(prober.engine.eyes.eyes)
+        return judge(prober, *more)
+
+    monkeypatch.setattr(grpo.Policy, "groups", watched)
+    monkeypatch.setattr(grpo.Prober, "judge", judged)
+    assert train.main(["rank", "--config", str(rank_config(tmp_path, start, rated, eyes=str(eyes)))]) == 0
+    fold_of = json.loads((eyes / "folds.json").read_text())
+    assert len({fold_of[name] for name, _ in looked}) == 2, "photos of one fold only were drawn"
+    for name, score in looked:
+        assert score == pytest.approx({"0": 2.0, "1": 4.0}[fold_of[name]], abs=1e-4)
+    assert asked
+    assert set(asked) == {None}
+    kept, began = (torch.load(path, weights_only=True)["model"] for path in (tmp_path / "out" / "best.pt", start))
+    for name, value in began.items():
+        if "visual.perception" in name:
+            assert torch.equal(kept[name], value), name
+
+
+def test_a_photo_of_no_fold_is_named(
+    tmp_path: Path, start: Path, rated: Path, eyes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(rank_config(tmp_path, start, rated, eyes=str(eyes)))
+    (eyes / "folds.json").write_text(json.dumps({"another.png": "0"}))
+    assert train.main(["rank", "--config", config, "--restart"]) == 2
+    assert "is in no fold of the eyes" in capsys.readouterr().err
+    (eyes / "folds.json").unlink()
+    assert train.main(["rank", "--config", config, "--restart"]) == 2
+    assert "holds no folds.json" in capsys.readouterr().err
+
+
 def test_the_shipped_configs_are_read() -> None:
     found = sorted((TRAINING / "configs").glob("*.toml"))
     assert {path.stem.split("-")[0] for path in found} == {*train.STAGES, "large"}

@@ -179,7 +179,7 @@ DEFECTS = [
 SUSPECTED = ([496, 288, 992, 672], [1440, 0, 1760, 320], [1264, 784, 1616, 1152])
 # Of every view: its role, its box, its size in tokens, and the value that all its tokens have, to know it again.
 VIEWS = [
-    ("global", [0, 0, WIDTH, HEIGHT], (4, 6), 1.0),
+    ("global", [0, 0, WIDTH, HEIGHT], (6, 9), 1.0),
     ("aim0", [400, 160, 1117, 877], (3, 3), 2.0),
     ("aim1", [1203, 0, 1920, 717], (3, 3), 6.0),
     ("truth1", [1120, 560, 1837, 1277], (3, 3), 3.0),
@@ -187,6 +187,7 @@ VIEWS = [
     ("random", [0, 640, 448, 1280], (2, 1), 5.0),  # shows nothing
     ("window", [160, 0, 1120, 640], (2, 3), 7.0),
 ]
+ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]
 SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus", 2] for x1, y1, x2, y2 in SUSPECTED]
 CLEAN_VIEWS = ("global", "aim1", "random")
 
@@ -202,7 +203,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         for role, box, (rows, cols), value in VIEWS:
             if role in roles:
                 toll = 2.5 if role == "near" else 4.0
-                about = {"role": role, "box": box, "score": 3.0, "toll": toll, "suspicions": SUSPICIONS}
+                told = {"score": 3.0, "toll": toll, "attributes": ATTRIBUTES, "suspicions": SUSPICIONS}
+                about = {"role": role, "box": box, **told}
                 yield about, np.full((rows, cols, look.seen_channels()), value, np.float16)
 
     plain = {"split": "train", "name": "x.jpg", "width": WIDTH, "height": HEIGHT, "score": 2.34}
@@ -273,7 +275,7 @@ def test_examples_are_consistent(pool: list[Any], name: str) -> None:
 def test_tokens_are_left_out_at_random(pool: list[Any]) -> None:
     """In order, each with its own place in the view; the words after an image stand where they always do."""
     narration = script("narrator")
-    image, slots = tokenizer().token_to_id(words.IMAGE), script("visual").SLOTS
+    image, slots = tokenizer().token_to_id(words.IMAGE), script("visual").slots_of()
     shown = narration.shown_views(pool[0])[0]
     count = shown.seen.shape[0] * shown.seen.shape[1]
     whole = narration.Example()
@@ -298,7 +300,7 @@ def test_tokens_are_left_out_at_random(pool: list[Any]) -> None:
         assert_array_equal(np.concatenate((got[:, of_image], got[:, ~of_image]), 1), expected)
     assert slots <= min(sizes) < max(sizes) <= count
     for tokens in (1, slots - 1, slots, slots + 1, 7 * slots + 3):
-        fewest = narration.some_of_each_slot(tokens, np.random.default_rng(1), least=True)
+        fewest = narration.some_of_each_slot(tokens, slots, np.random.default_rng(1), least=True)
         assert sorted(fewest % slots) == list(range(min(tokens, slots)))
         assert fewest.max() < tokens
 
@@ -374,7 +376,14 @@ def test_a_rated_photo_is_often_seen_in_its_mosaic(tmp_path: Path) -> None:
     views_ = [(512, 1.0), (400, 2.0), (450, 3.0), (2048, 4.0)]
     entries = [
         (
-            {"role": role, "box": [0, 0, side, side], "score": 3.0, "toll": 4.0, "suspicions": SUSPICIONS},
+            {
+                "role": role,
+                "box": [0, 0, side, side],
+                "score": 3.0,
+                "toll": 4.0,
+                "attributes": ATTRIBUTES,
+                "suspicions": SUSPICIONS,
+            },
             np.full((2, 2, look.seen_channels()), value, np.float16),
         )
         for role, side, value in [*(("global", *one) for one in views_), ("window", 300, 5.0)]
@@ -481,7 +490,7 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
-    """And the least of its score and the tolls. It decides nothing: its numbers and words are taught, and only they."""
+    """And the least of its score and the tolls, and its attributes. It decides nothing: its numbers and words are."""
     narration = script("narrator")
     read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS}
     scores = set()
@@ -493,6 +502,8 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
         score = 2.5 if "near" in {shown.role for shown in example.views} else 3.0
         assert list(example.exact_scores.values()) == [score]
         assert said[next(iter(example.exact_scores))] == str(score)
+        named = zip(defects.PHOTOS.attributes, ATTRIBUTES, strict=True)
+        assert all(said[said.index(prompt.attribute_chunk(name)) + 1] == str(value) for name, value in named)
         scores.add(score)
         for turn, (call, weights, _) in enumerate(calls_of(example)):
             assert near(call, list(SUSPECTED[turn]))

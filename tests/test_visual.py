@@ -1,6 +1,7 @@
 """nano's vision side: batches change nothing, evidence keeps its promises, and the eyes can learn."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ defects = script("defects")
 CellStore = script("encode").CellStore
 
 KINDS = defects.PHOTOS.kinds
+SLOTS = visual.slots_of()
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,9 @@ def test_a_level_is_that_of_the_likely_kind() -> None:
         assert_allclose(severity.detach(), 1 / (1 + np.e), atol=1e-5)  # whatever the kind
 
 
+ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]
+
+
 def evidence_of(odds: Any) -> Any:
     """Evidence whose tokens have these log odds (before the scan's bias) of being damaged, all by noise at level 4 and
     severity 0.6."""
@@ -96,7 +101,7 @@ def evidence_of(odds: Any) -> Any:
     levels = torch.zeros(rows, cols, visual.LEVELS)
     levels[..., 3] = 50
     severity, score, toll = torch.full((rows, cols, 1), 0.6), torch.tensor([3.0]), torch.tensor([2.0])
-    return visual.Evidence(kinds, levels, severity, score, toll)
+    return visual.Evidence(kinds, levels, severity, score, toll, torch.tensor(ATTRIBUTES))
 
 
 def best_rectangle(odds: Any) -> tuple[float, tuple[int, int, int, int]]:
@@ -155,11 +160,12 @@ def test_a_reading_can_be_read_back() -> None:
     odds = np.full((4, 10), -3.0)
     odds[1:3, 2:6] = 4.0
     _, view = visual.described(evidence_of(odds))
-    bumps = view[: visual.SLOTS * visual.NUMBER_BINS].reshape(visual.SLOTS, visual.NUMBER_BINS)
+    bumps = view[: SLOTS * visual.NUMBER_BINS].reshape(SLOTS, visual.NUMBER_BINS)
     read = (bumps * centres()).sum(1) / bumps.sum(1)
     strength = 1 / (1 + np.exp(-4 / visual.STRENGTH_UNIT))
     assert_allclose(read[: visual.PROPOSAL_NUMBERS], [0.2, 0.25, 0.6, 0.75, strength, 0.75, 0.6], atol=0.03)
-    assert_allclose(read[-2:], [0.5, 0.25], atol=0.01)  # score 3.0, toll 2.0 of 1..5
+    assert_allclose(read[-7:-5], [0.5, 0.25], atol=0.01)  # score 3.0, toll 2.0 of 1..5
+    assert_allclose(1 + 4 * read[-5:], ATTRIBUTES, atol=0.05)
 
 
 def centres() -> Any:
@@ -172,10 +178,10 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     odds[1:3, 2:6], odds[3, 8] = 4.0, 5.0
     evidence = evidence_of(odds)
     reading, _ = visual.described(evidence)
-    own = visual.reading_size(len(KINDS)) - visual.SLOTS - visual.NUMBER_BINS
-    slots, numbers = reading[:, own : own + visual.SLOTS], reading[:, own + visual.SLOTS :]
+    own = visual.reading_size(len(KINDS)) - SLOTS - visual.NUMBER_BINS
+    slots, numbers = reading[:, own : own + SLOTS], reading[:, own + SLOTS :]
     assert (slots.sum(1) == 1).all()
-    assert slots.argmax(1).tolist() == [i % visual.SLOTS for i in range(40)]
+    assert slots.argmax(1).tolist() == [i % SLOTS for i in range(40)]
     read = (numbers * centres()).sum(1) / numbers.sum(1)
     found = visual.proposals(evidence)
     assert_allclose(found.boxes[:2].flatten(), [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
@@ -185,9 +191,9 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
             found.boxes.tolist(), found.strengths, found.level.tolist(), found.severities.tolist(), strict=True
         )
     ]
-    truth = np.array([*np.concatenate(places), 0.5, 0.25])
+    truth = np.array([*np.concatenate(places), 0.5, 0.25, *(np.array(ATTRIBUTES) - 1) / 4])
     inside = np.flatnonzero((truth > 0.1) & (truth < 0.9))  # where the bumps are whole
-    assert {visual.SLOTS - 2, visual.SLOTS - 1} <= set(inside)
+    assert set(range(SLOTS - 7, SLOTS)) <= set(inside)
     for place, slot in enumerate(slots.argmax(1).tolist()):
         if slot in inside:
             assert float(read[place]) == pytest.approx(float(truth[slot]), abs=0.01)
@@ -195,8 +201,8 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
 
 def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
     writer = CellStore(folder, name).writer()
-    for sample, seen in samples_of:
-        writer.add(sample, iter(seen))
+    for index, (sample, seen) in enumerate(samples_of):
+        writer.add({"name": f"{name}-{index}.jpg", **sample}, iter(seen))
     writer.close()
 
 
@@ -223,7 +229,8 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     for view, item in zip(views_seen, seen, strict=True):
         whole, window = item.sample["views"]
         (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))])
-        kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), whole["score"], whole["toll"])
+        numbers = (whole["score"], whole["toll"], whole["attributes"])
+        kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), *numbers)
         for part, other in zip(kept, evidence, strict=True):
             assert_allclose(part, other, atol=5e-3)
         assert [s[:4] for s in whole["suspicions"]] == visual.proposals(evidence).boxes.tolist()
@@ -362,7 +369,7 @@ def test_only_scenes_that_are_bad_all_over_teach_the_score_and_their_twins(tmp_p
     entries.append(({**known, "score": 4.0, "defects": []}, about))
     stored(tmp_path, "local-0", entries)
     items = {kind: cells_in(tmp_path, "local") if kind == "local" else [] for kind in perceive.SCORED}
-    assert perceive.Summaries(items).scores.tolist() == [1.0, 1.5]
+    assert perceive.Summaries.of_scores(items).scores.tolist() == [[1.0], [1.5]]
     assert [item.sample["score"] for item in perceive.placed_of(items["local"])] == [2.0, 2.5, 4.0]
 
 
@@ -402,6 +409,9 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     before = {path.name: path.read_bytes() for path in config.out.glob("*.pt")}
     perceive.teach(config)
     assert {path.name: path.read_bytes() for path in config.out.glob("*.pt")} == before
+    fold_of = json.loads((config.out / "folds.json").read_text())
+    assert (fold_of["local-0-1.jpg"], fold_of["rated-1-1.jpg"]) == ("0", "1")
+    assert "local-0-0.jpg" not in fold_of, "of dev"
 
 
 def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:
@@ -442,7 +452,7 @@ def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.Monke
     stored(tmp_path, "rated-0", entries)
     items = cells_in(tmp_path, "rated")
     train = {kind: items[:100] if kind == "rated" else [] for kind in perceive.SCORED}
-    summaries, scores, weights = perceive.Summaries(train).without("1")
+    summaries, scores, weights = perceive.Summaries.of_scores(train).without("1")
     assert summaries.shape == (100, 2 * cells.CELL_CHANNELS)
     monkeypatch.setattr(perceive, "QUALITY_BATCH", 25)
     monkeypatch.setattr(perceive, "RIDGE_PENALTY", 100.0)
@@ -452,23 +462,45 @@ def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert perceive.ranked(quality, items[100:])["dev_srcc"] > 0.9
 
 
+def test_eyes_learn_attributes(tmp_path: Path) -> None:
+    """Each of its own channels, of photos broken all over; where none are known there is nothing to learn."""
+    torch.manual_seed(0)
+    names, entries = defects.PHOTOS.attributes, []
+    for seed in range(160):
+        view, truth = random_view(8, 8, seed), np.random.default_rng(seed).uniform(1, 5, len(names))
+        for index, value in enumerate(truth):
+            view[..., 60 * index : 60 * index + 60] += (value - 3) / 2
+        sample = {"split": "train", "score": 3.0, "attributes": dict(zip(names, truth.tolist(), strict=True))}
+        entries.append((sample, [({"role": "global", "box": [0, 0, 512, 512]}, view)]))
+    stored(tmp_path, "whole-0", entries)
+    items = cells_in(tmp_path, "whole")
+    known = perceive.Summaries.of_attributes({"whole": items[:120]}, names)
+    attributes = visual.Quality(len(names), (64, 32))
+    perceive.learn_quality(attributes, *known.without(None), 1e-3, 60)
+    told = perceive.told_apart(attributes, items[120:], names)
+    assert set(told) == {f"dev_{name}_srcc" for name in names}
+    assert min(told.values()) > 0.8
+    assert perceive.Summaries.of_attributes({"whole": []}, names) is None
+    assert perceive.told_apart(attributes, [], names) == {}
+
+
 def test_a_fold_is_left_out_of_the_scores(tmp_path: Path) -> None:
     for fold, count in (("0", 3), ("1", 2)):
         entry = [({"role": "global", "box": [0, 0, 128, 128]}, random_view(2, 2, 1))]
         stored(tmp_path, f"rated-{fold}", [({"split": "train", "score": 1.0 + int(fold)}, entry)] * count)
     items = cells_in(tmp_path, "rated")
-    known = perceive.Summaries({kind: items if kind == "rated" else [] for kind in perceive.SCORED})
-    assert known.without("0")[1].tolist() == [2.0, 2.0]
-    assert known.without("1")[1].tolist() == [1.0, 1.0, 1.0]
+    known = perceive.Summaries.of_scores({kind: items if kind == "rated" else [] for kind in perceive.SCORED})
+    assert known.without("0")[1].tolist() == [[2.0], [2.0]]
+    assert known.without("1")[1].tolist() == [[1.0], [1.0], [1.0]]
     assert len(known.without(None)[1]) == 5
 
 
 def test_the_ridge_is_the_textbook_one() -> None:
     rng = np.random.default_rng(3)
-    x, y, w = rng.normal(size=(50, 4)), rng.normal(size=50), rng.uniform(0.5, 2, 50)
+    x, y, w = rng.normal(size=(50, 4)), rng.normal(size=(50, 2)), rng.uniform(0.5, 2, 50)
     from sklearn.linear_model import Ridge
 
     known = Ridge(alpha=perceive.RIDGE_PENALTY).fit(x, y, sample_weight=w)
     weight, bias = perceive.ridge(*(torch.from_numpy(part).float() for part in (x, y, w)))
-    assert_allclose(weight, known.coef_, atol=1e-6)
-    assert float(bias) == pytest.approx(known.intercept_, abs=1e-5)
+    assert_allclose(weight.T, known.coef_, atol=1e-6)
+    assert_allclose(bias, known.intercept_, atol=1e-5)

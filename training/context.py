@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 from cells import SURVEY_CHANNELS
+from layers import zeroed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,9 +31,7 @@ class Context(nn.Module):
         self.around = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=step, dilation=step) for step in DILATIONS)
         self.back = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 1) for _ in DILATIONS)
         self.middle = nn.Linear(WIDTH, WIDTH)
-        self.leave = nn.Linear(WIDTH, 1 + kinds + 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zeroed(nn.Linear(WIDTH, 1 + kinds + 1))
 
     def inputs(self, one: Tensor, other: Tensor, survey: Tensor, size: Tensor) -> Tensor:
         """(..., context_size) of the outputs of Damage's branches (..., outputs), the survey against its view

@@ -18,18 +18,17 @@ import numpy as np
 import rewards
 import torch
 from degradations import BANK
-from look import packed
+from look import FoldEyes
 from nano import Nano
 from narrator import Shown, Speller
 from numpy.typing import NDArray
 from render import survey_of
-from rollouts import RecordingEngine, Rollout, log_probabilities, sampled
+from rollouts import RecordingEngine, Rollout, log_probabilities, sampled, shown_of
 from runs import Run, schedule
 from scipy.stats import spearmanr
 from sft import Trainer
 from tasks import Task, batch
 from torch import Tensor
-from visual import Evidence
 
 from qcheck.engine import Sampler
 from qcheck.photo import Photo
@@ -130,25 +129,29 @@ def degraded(photo: Photo, rng: np.random.Generator) -> Photo:
     return Photo.from_pixels(pixels)
 
 
-@torch.inference_mode()
 def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, survey: NDArray[np.float32]) -> Shown:
     """What a view of another photo's same place is to the eyes. `survey`: of that photo."""
     role = engine.contract.global_view if shown.box == whole(photo.width, photo.height) else engine.contract.crop_view
     pixels = planar(photo.pixels, [view_of(shown.box, role)], engine.table, 1)
-    visual = engine.eyes.model.model.visual
-    cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(under(survey, shown.box)))
-    evidence = Evidence(*(part[0] for part in visual.perception(cells)))
-    return Shown(shown.box, packed(evidence), float(evidence.score), float(evidence.toll), shown.role, [])
+    evidence = engine.eyes.seen(pixels, under(survey, shown.box))
+    return shown_of(shown.box, evidence, shown.role, [])
 
 
 class Policy:
-    """A model and what it is compared with."""
+    """A model and what it is compared with. `eyes`: those that never saw a training photo; None: it is read by the
+    model's own, which did."""
 
-    def __init__(self, trainer: Trainer, engine: RecordingEngine, speller: Speller) -> None:
-        self.trainer, self.engine, self.speller = trainer, engine, speller
+    def __init__(
+        self, trainer: Trainer, engine: RecordingEngine, speller: Speller, eyes: FoldEyes | None = None
+    ) -> None:
+        self.trainer, self.engine, self.speller, self.eyes = trainer, engine, speller, eyes
         self.model: Nano = trainer.model
         reference = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.reference = Trainer(reference, trainer.targets, trainer.image_id)
+
+    def look_as_at(self, task: Task | None) -> None:
+        """From now on views are read as those of a training photo are; None: by the model's own eyes."""
+        self.engine.eyes.eyes = self.eyes.that_never_saw(task.source) if self.eyes and task else None
 
     def groups(self, tasks: Sequence[Task], settings: Settings, rng: np.random.Generator) -> list[list[Rollout]]:
         self.model.eval()
@@ -157,6 +160,7 @@ class Policy:
         limits = Limits(settings.max_probes)
         out = []
         for task in tasks:
+            self.look_as_at(task)
             draws = [Sampler(settings.temperature, int(seed)) for seed in rng.integers(2**31, size=settings.rollouts)]
             out.append(sampled(self.engine, self.speller, Photo.open(str(task.path)), limits, draws))
         return out
@@ -220,6 +224,7 @@ def _twins(
     """The same words about the same photos, degraded."""
     out = []
     for task, group in zip(tasks, groups, strict=True):
+        policy.look_as_at(task)
         worse = degraded(Photo.open(str(task.path)), rng)
         survey = survey_of(np.ascontiguousarray(worse.pixels))
         known: dict[Any, Shown] = {}
@@ -239,6 +244,7 @@ def _twins(
 def evaluate(policy: Policy, tasks: Sequence[Task], settings: Settings) -> dict[str, float]:
     """How the greedy policy ranks photos, and finds boxes where they are known."""
     policy.model.eval()
+    policy.look_as_at(None)
     policy.engine.embeddings = policy.model.get_input_embeddings().weight.detach().float().numpy()
     prober, guess, found = Prober(policy.engine), list[float](), list[float]()
     for task in tasks:

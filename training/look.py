@@ -4,7 +4,9 @@ Training photos are read by eyes that never saw their source, dev photos by the 
 one more view, a window of their own cells, which stands for a crop. Run by train.py.
 """
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +16,8 @@ import torch
 from cells import CELL_CHANNELS
 from defects import PHOTOS, Domain
 from numpy.typing import NDArray
-from runs import checkpoint_of
-from samples import eyes_file
+from runs import RunError, checkpoint_of
+from samples import FOLDS, eyes_file
 from stores import Item, Store, folds, items_of, of_split
 from torch import Tensor
 from visual import LEVELS, Evidence, Perception, perceived, proposals
@@ -40,14 +42,15 @@ def seen_channels(kinds: int = len(PHOTOS.kinds)) -> int:
 
 
 def packed(evidence: Evidence) -> NDArray[np.float16]:
-    """(rows, cols, seen_channels) fp16; the view's score and toll stand in the index."""
+    """(rows, cols, seen_channels) fp16; the view's score, toll and attributes stand in the index."""
     return torch.cat((evidence.kinds, evidence.levels, evidence.severity), -1).numpy().astype(np.float16)
 
 
-def unpacked(seen: Tensor, score: float, toll: float) -> Evidence:
+def unpacked(seen: Tensor, score: float, toll: float, attributes: Sequence[float]) -> Evidence:
     """What `packed` packed, in fp32."""
     kinds = seen.shape[-1] - LEVELS - 1
-    return Evidence(*seen.float().split((kinds, LEVELS, 1), -1), torch.tensor([score]), torch.tensor([toll]))
+    numbers = (torch.tensor(values, dtype=torch.float32) for values in ([score], [toll], attributes))
+    return Evidence(*seen.float().split((kinds, LEVELS, 1), -1), *numbers)
 
 
 def suspicions(evidence: Evidence, names: tuple[str, ...] = PHOTOS.kinds) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def entry(
     about: dict[str, Any], evidence: Evidence, names: tuple[str, ...]
 ) -> tuple[dict[str, Any], NDArray[np.float16]]:
     kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols"}}
-    told = {"score": float(evidence.score), "toll": float(evidence.toll)}
+    told = {"score": float(evidence.score), "toll": float(evidence.toll), "attributes": evidence.attributes.tolist()}
     return {**kept, **told, **suspicions(evidence, names)}, packed(evidence)
 
 
@@ -131,10 +134,27 @@ def look_at_all(config: Config) -> None:
             print(f"{kind} {fold or 'dev'}: {len(items)} samples, {time.monotonic() - started:.0f} s", flush=True)
 
 
+class FoldEyes:
+    """For every training photo, eyes that never saw it. `folder`: of perceive.py. Raises RunError."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.fold_of: dict[str, str] = json.loads((folder / FOLDS).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder}: holds no {FOLDS}; name a folder of perceive with folds") from error
+        self.eyes = {fold: eyes_of(eyes_file(folder, fold))[0] for fold in sorted(set(self.fold_of.values()))}
+
+    def that_never_saw(self, source: str) -> Perception:
+        """`source`: file name of a photo. Raises RunError for one that is in no fold: all eyes may know it, or none."""
+        if source not in self.fold_of:
+            raise RunError(f"{source}: is in no fold of the eyes; make views of it (render.py), or leave `eyes` out")
+        return self.eyes[self.fold_of[source]]
+
+
 def eyes_of(path: Path) -> tuple[Perception, Domain]:
     """The eyes of a checkpoint, in eval mode, and what they know. Raises RunError."""
     checkpoint = checkpoint_of(path, "eyes")
     domain = Domain.of(checkpoint)
-    eyes = Perception(len(domain.kinds))
+    eyes = Perception(len(domain.kinds), len(domain.attributes))
     eyes.load_state_dict(checkpoint["eyes"])
     return eyes.eval(), domain

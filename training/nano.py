@@ -13,7 +13,7 @@ from nano_spec import MERGE, PATCH_PX
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from visual import LEVELS, NUMBER_BINS, PROPOSALS, SLOTS, NanoVisual, bumps
+from visual import LEVELS, NUMBER_BINS, PROPOSALS, NanoVisual, bumps, slots_of
 
 from qcheck import prompt
 
@@ -62,6 +62,7 @@ def config(tokenizer: Tokenizer, hidden: int = 320, layers: int = 6, domain: Dom
         vision_end_token_id=tokenizer.token_to_id(words.VISION_END),
         tie_word_embeddings=True,
         defect_kinds=len(domain.kinds),
+        attributes=len(domain.attributes),
     )
 
 
@@ -70,7 +71,7 @@ class Nano(Qwen2_5_VLForConditionalGeneration):
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
         super().__init__(config)
-        self.model.visual = NanoVisual(config.text_config.hidden_size, config.defect_kinds)
+        self.model.visual = NanoVisual(config.text_config.hidden_size, config.defect_kinds, config.attributes)
 
 
 @torch.no_grad()
@@ -90,7 +91,8 @@ def write_numbers(model: Nano, tokenizer: Tokenizer) -> None:
     reading, view = projector.from_reading.weight, projector.from_view.weight
     # What a token says of the view, and which it is, must not drown in what all of them know.
     reading[:, -NUMBER_BINS:] = NUMBER_SCALE * code.T
-    reading[:, -NUMBER_BINS - SLOTS : -NUMBER_BINS] = torch.randn(reading.shape[0], SLOTS)
+    slots = slots_of(model.config.attributes)
+    reading[:, -NUMBER_BINS - slots : -NUMBER_BINS] = torch.randn(reading.shape[0], slots)
     spoken = PROPOSALS * (1 + model.config.defect_kinds + LEVELS)
     view[:, -spoken:] = WORD_SCALE * torch.randn(view.shape[0], spoken)
 

@@ -19,7 +19,7 @@ from samples import defects_of, holds, overlap
 from stores import Item, Sample
 from tokenizers import Tokenizer
 from vista_score import score as score_after
-from visual import SLOTS
+from visual import slots_of
 
 from qcheck import prompt
 from qcheck.contract import IMAGE_SLOT
@@ -55,13 +55,15 @@ Suspicion = tuple[float, float, float, float, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, seen_channels), its score
-    and toll, and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
+    """A cached view: the part of the photo it shows, what perception made of it (rows, cols, seen_channels), its score,
+    toll and attributes, in the domain's order, and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the
+    view), kind and level (1..5)."""
 
     box: Box
     seen: NDArray[np.float16]
     score: float
     toll: float
+    attributes: tuple[float, ...]
     role: str
     suspicions: list[Suspicion]
 
@@ -100,7 +102,9 @@ class Speller:
         self._text(example, self.tokenizer.encode(before).ids)
         rows, cols = shown.seen.shape[:2]
         positions, example.next_position = image_positions(example.next_position, rows, cols)
-        kept = np.arange(rows * cols) if self.rng is None else some_of_each_slot(rows * cols, self.rng, least)
+        kept = np.arange(rows * cols)
+        if self.rng is not None:
+            kept = some_of_each_slot(rows * cols, slots_of(len(self.domain.attributes)), self.rng, least)
         example.positions.append(positions[:, kept])
         example.tokens += [self.image_id] * len(kept)
         example.weights += [0.0] * len(kept)
@@ -141,13 +145,13 @@ class Speller:
         example.weights += [0.0] * len(ids)
 
 
-def some_of_each_slot(tokens: int, rng: np.random.Generator, least: bool) -> NDArray[np.int64]:
+def some_of_each_slot(tokens: int, slots: int, rng: np.random.Generator, least: bool) -> NDArray[np.int64]:
     """Sorted places of any share (or the `least`) of a view's tokens, with as many of each slot's (see
     visual.described) as of any other's, for a number that no token holds cannot be read."""
-    rounds = math.ceil(tokens / SLOTS)
+    rounds = math.ceil(tokens / slots)
     most = 1 if least else max(1, round(rounds * math.exp(rng.uniform(math.log(LEAST_KEPT), 0))))
     # Each slot's own order of rounds; places past the end are of the last round, which may not be whole.
-    places = rng.permuted(np.tile(np.arange(rounds), (SLOTS, 1)), axis=1) * SLOTS + np.arange(SLOTS)[:, None]
+    places = rng.permuted(np.tile(np.arange(rounds), (slots, 1)), axis=1) * slots + np.arange(slots)[:, None]
     order = np.argsort(places >= tokens, axis=1, kind="stable")
     places = np.take_along_axis(places, order, 1)[:, :most].reshape(-1)
     return np.sort(places[places < tokens])
@@ -327,10 +331,10 @@ class Narrator:
             )
 
     def drill(self, item: Item, least: bool = False) -> Example:
-        """Three calls and findings that only repeat what perception proposes, and the least of its score and of the
-        tolls of what was shown. Taught are their numbers and words, nothing of what they decide: the decoder first
-        learns to read, and later when to believe. `least`: of every view as few tokens as may be, which is read as well
-        and in half the time."""
+        """Three calls and findings that only repeat what perception proposes, the least of its score and of the tolls
+        of what was shown, and its attributes of the whole. Taught are their numbers and words, nothing of what they
+        decide: the decoder first learns to read, and later when to believe. `least`: of every view as few tokens as may
+        be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
         self.speller.request(example, self.spoken.first, shown, least)
@@ -346,6 +350,9 @@ class Narrator:
             score = min(score, crop.toll)
         score = float(np.clip(score, SCORE_MIN, SCORE_MAX))
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
+        self.speller.say(example, prompt.spell_defects([]))
+        attributes = zip(self.domain.attributes, shown.attributes, strict=True)
+        self.speller.say(example, prompt.spell_attributes({name: score_token(value) for name, value in attributes}))
         taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *self.domain.kinds, *DEFECT_LEVELS)
         read = {self.speller.tokenizer.token_to_id(text) for text in taught}
         example.weights = [
@@ -369,6 +376,7 @@ def shown_views(item: Item) -> list[Shown]:
             item.read(index),
             view["score"],
             view["toll"],
+            tuple(view["attributes"]),
             view["role"],
             [(*map(float, corners), kind, level) for *corners, kind, level in view["suspicions"]],
         )

@@ -1,9 +1,10 @@
 """Stage 0, second part: nano's eyes, before it speaks. Run by train.py.
 
-Four lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
-suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views. `Context` then
-learns to compare neighbours (fields.py), and `Toll` what the damages of a view cost (readings.py), both from readings
-of eyes that never saw the photo. All are written to RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
+Five lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
+suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views, and another
+their attributes. `Context` then learns to compare neighbours (fields.py), and `Toll` what the damages of a view cost
+(readings.py), both from readings of eyes that never saw the photo. All are written to RUN/eyes.pt; figures on the dev
+split go to RUN/metrics.json.
 
 For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which never saw that fold: look.py reads
 training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
@@ -28,7 +29,7 @@ from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE
 from numpy.typing import NDArray
 from readings import Readings, learn_toll, readings_of
 from runs import RunError, echo, finite, save, schedule, seeded
-from samples import eyes_file, is_twin, spoilt, token_truth, tokens_of
+from samples import FOLDS, eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
@@ -141,20 +142,36 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
 
 
 class Summaries:
-    """Whole views and their scores. `summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`, `weights`:
-    (n,); `folds`: of each."""
+    """Whole views and their scores. `summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`: (n, outputs);
+    `weights`: (n,); `folds`: of each."""
 
-    def __init__(self, items: dict[str, list[Item]]) -> None:
+    def __init__(self, seen: list[tuple[Item, int, Sequence[float], float]]) -> None:
+        """`seen`: a sample, how many of its views, their scores and weight."""
         summaries, scores, weights, self.folds = [], [], [], list[str]()
+        for item, views, told, weight in seen:
+            for index in range(views):
+                summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
+                scores.append(list(told))
+                weights.append(weight)
+                self.folds.append(item.sample["fold"])
+        self.summaries, self.scores, self.weights = torch.stack(summaries), torch.tensor(scores), torch.tensor(weights)
+
+    @staticmethod
+    def of_scores(items: dict[str, list[Item]]) -> "Summaries":
+        """What has a score as a whole."""
+        seen: list[tuple[Item, int, Sequence[float], float]] = []
         for kind, weight in SCORED.items():
             for item, of_spoilt in zip(items[kind], spoilt([i.sample for i in items[kind]]), strict=True):
                 views = int(of_spoilt) if kind == "local" else len(item.sample["views"])
-                for index in range(views):
-                    summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
-                    scores.append(item.sample["score"])
-                    weights.append(weight)
-                    self.folds.append(item.sample["fold"])
-        self.summaries, self.scores, self.weights = torch.stack(summaries), torch.tensor(scores), torch.tensor(weights)
+                seen.append((item, views, [item.sample["score"]], weight))
+        return Summaries(seen)
+
+    @staticmethod
+    def of_attributes(items: dict[str, list[Item]], names: Sequence[str]) -> "Summaries | None":
+        """What is broken all over, attribute by attribute; None where there is none."""
+        known = [item for item in items["whole"] if set(names) <= set(item.sample["attributes"])]
+        seen = [(item, 1, [item.sample["attributes"][name] for name in names], 1.0) for item in known]
+        return Summaries(seen) if seen and names else None
 
     def without(self, fold: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """Summaries, scores and weights of all other folds."""
@@ -170,8 +187,8 @@ def placed_of(items: list[Item]) -> list[Item]:
 def learn_quality(
     quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, rate: float, epochs: int, survey: bool = True
 ) -> None:
-    """Regression on scores: the ridge at once, the networks by steps, each for itself. Without `survey` they are blind
-    to it."""
+    """Regression on scores (n, outputs): the ridge at once, the networks by steps, each for itself. Without `survey`
+    they are blind to it."""
     quality.mean.copy_(summaries.mean(0))
     quality.std.copy_(summaries.std(0) + 1e-3)
     if not survey:
@@ -179,19 +196,20 @@ def learn_quality(
     inputs, targets = quality.normalised(summaries), scores - SCORE_CENTRE
     with torch.no_grad():
         weight, bias = ridge(inputs, targets, weights)
-        quality.ridge.weight.copy_(weight[None])
-        quality.ridge.bias.copy_(bias[None])
+        quality.ridge.weight.copy_(weight.T)
+        quality.ridge.bias.copy_(bias)
     networks = quality.networks
     optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, weight_decay=QUALITY_DECAY)
     networks.train()
-    steps, done = epochs * (len(scores) // QUALITY_BATCH), 0
+    batch = min(QUALITY_BATCH, len(scores))
+    steps, done = epochs * (len(scores) // batch), 0
     for epoch in range(epochs):
         order = torch.randperm(len(scores))
-        for some in order[: len(order) // QUALITY_BATCH * QUALITY_BATCH].view(-1, QUALITY_BATCH):
+        for some in order[: len(order) // batch * batch].view(-1, batch):
             schedule(optimizer, rate, done, steps, WARM_STEPS)
             loss = torch.zeros(())
             for network in networks:
-                loss = loss + (weights[some] * (network(inputs[some])[:, 0] - targets[some]) ** 2).mean()
+                loss = loss + (weights[some, None] * (network(inputs[some]) - targets[some]) ** 2).mean()
             finite(loss, done)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -203,12 +221,13 @@ def learn_quality(
 
 
 def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The linear map and the intercept that leave the least weighted squares and RIDGE_PENALTY times the map's own."""
+    """The linear map (features, outputs) and the intercepts (outputs,) that leave the least weighted squares and
+    RIDGE_PENALTY times the map's own. `inputs`: (n, features); `targets`: (n, outputs); `weights`: (n,)."""
     share = weights / weights.sum()
     centre, middle = share @ inputs, share @ targets
     x = (inputs - centre) * weights.sqrt()[:, None]
     normal = x.T @ x + RIDGE_PENALTY * torch.eye(inputs.shape[1])
-    weight = torch.linalg.solve(normal, x.T @ ((targets - middle) * weights.sqrt()))
+    weight = torch.linalg.solve(normal, x.T @ ((targets - middle) * weights.sqrt()[:, None]))
     return weight, middle - centre @ weight
 
 
@@ -218,6 +237,16 @@ def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
     guess = [float(quality(torch.from_numpy(item.read(0).astype(np.float32))[None])) for item in items]
     truth = [item.sample["score"] for item in items]
     return {"dev_srcc": float(spearmanr(guess, truth)[0]), "dev_plcc": float(pearsonr(guess, truth)[0])}
+
+
+@torch.inference_mode()
+def told_apart(attributes: Quality, items: list[Item], names: Sequence[str]) -> dict[str, float]:
+    """How each attribute of photos broken all over ranks with the true one."""
+    attributes.eval()
+    guess = [attributes(torch.from_numpy(item.read(0).astype(np.float32))[None])[0].tolist() for item in items]
+    truth = [[item.sample["attributes"][name] for name in names] for item in items]
+    columns = zip(names, zip(*guess, strict=True), zip(*truth, strict=True), strict=True) if items else ()
+    return {f"dev_{name}_srcc": float(spearmanr(said, true)[0]) for name, said, true in columns}
 
 
 @torch.inference_mode()
@@ -283,6 +312,7 @@ class Config:
     out: Path
     damage_steps: int = 600
     quality_epochs: int = 15
+    attribute_epochs: int = 60
     context_steps: int = 600
     toll_steps: int = 1500
     rate: float = 1e-3
@@ -313,12 +343,16 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     todo = [fold for fold in left_out if not eyes_file(config.out, fold).exists()]
     known = {**dataclasses.asdict(config), "domain": dataclasses.asdict(domain)}
     echo(config.out, known)
-    summaries = Summaries(train) if config.quality_epochs and todo else None
+    if config.folds:
+        fold_of = {item.sample["name"]: item.sample["fold"] for items in train.values() for item in items}
+        (config.out / FOLDS).write_text(json.dumps(fold_of, indent=0, sort_keys=True) + "\n")
+    summaries = Summaries.of_scores(train) if config.quality_epochs and todo else None
+    broken = Summaries.of_attributes(train, domain.attributes) if config.attribute_epochs and todo else None
     # What is bad all over has no place: of a large view that is noise, a clean one is no lesson in finding it.
     placed = train | {kind: placed_of(train[kind]) for kind in ("local", "aimed")}
     for fold in todo:
         seeded(config.seed)
-        eyes = Perception(len(domain.kinds))
+        eyes = Perception(len(domain.kinds), len(domain.attributes))
         seen = {kind: [item for item in placed[kind] if item.sample["fold"] != fold] for kind in LESSONS}
         tokens = Tokens(seen, np.random.default_rng(config.seed), domain.kinds)
         spent = f"{time.monotonic() - started:.0f} s"
@@ -327,6 +361,8 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         del tokens
         if summaries:
             learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs, config.survey)
+        if broken:
+            learn_quality(eyes.attributes, *broken.without(fold), config.rate, config.attribute_epochs, config.survey)
         kept = {"domain": dataclasses.asdict(domain), "without": list(config.without)}
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
     if config.folds and config.context_steps:
@@ -335,6 +371,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         add_toll(config, {kind: train[kind] for kind in LESSONS}, domain)
     eyes = perception_of(torch.load(eyes_file(config.out, None), weights_only=True), domain)
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
+    result |= told_apart(eyes.attributes, dev["whole"], domain.attributes)
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
 
@@ -389,6 +426,6 @@ def by_fold(train: dict[str, list[Item]]) -> dict[str, list[list[Item]]]:
 
 
 def perception_of(checkpoint: Checkpoint, domain: Domain) -> Perception:
-    eyes = Perception(len(domain.kinds))
+    eyes = Perception(len(domain.kinds), len(domain.attributes))
     eyes.load_state_dict(checkpoint["eyes"])
     return eyes

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from cameras import Pixels, Saving, varied
 from defects import CLEAN_SCORE, PHOTOS
 from degradations import BANK
 from importance import image_signature
@@ -38,7 +39,7 @@ from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
 from negatives import NEGATIVES
 from numpy.typing import NDArray
 from photos import Rated, Source, Split, pristine_photos, rated_photos
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image
 from samples import eyes_file
 from stores import SurveyStore, ViewStore
 from vista import DAMAGED_SCENES, DAMAGED_SHARE, LARGE_WEIGHT, REGIONS, SCENES, choose
@@ -72,7 +73,6 @@ COARSEST: Final = 4.0
 JUDGED_PX: Final = 1_000_000
 RAW: Final = normalise_table((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
-Pixels = NDArray[np.uint8]
 Survey = NDArray[np.float32]
 # What each view is, its pixels (h, w, 3) uint8 and, with the first view of a photo, the photo's survey.
 Views = Iterator[tuple[dict[str, Any], Pixels, Survey | None]]
@@ -111,34 +111,6 @@ def part_of(pixels: Pixels, least: float, rng: np.random.Generator) -> Pixels:
     h, w = (int(side * rng.uniform(least, 1)) for side in (height, width))
     y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
     return pixels[y : y + h, x : x + w]
-
-
-def varied(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The same photo as another camera might have given it: size, tone, colour, softness, grain. What is clean stays
-    clean, but cannot be learned by heart."""
-    height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels)
-    if rng.random() < 0.5:
-        scale = rng.uniform(0.65, 1.0)
-        image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
-    if rng.random() < 0.3:
-        image = ImageEnhance.Color(image).enhance(rng.uniform(0.3, 1.3))
-    if rng.random() < 0.15:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.9)))
-    if rng.random() < 0.2:
-        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    pixels = np.array(image)
-    if rng.random() < 0.7:
-        gamma, gains = math.exp(rng.normal(0, 0.15)), rng.uniform(0.88, 1.1) * rng.uniform(0.95, 1.05, 3)
-        steps = 255 * (np.arange(256)[:, None] / 255) ** gamma * gains
-        table = np.clip(np.rint(steps), 0, 255).astype(np.uint8)
-        pixels = np.stack([table[:, c][pixels[:, :, c]] for c in range(3)], 2)
-    if rng.random() < 0.2:
-        # One tile of grain, repeated: a normal number a pixel would take longer than all the rest.
-        grain = np.rint(rng.normal(0, rng.uniform(1, 4), (256, 256, 3))).astype(np.int16)
-        tiled = np.tile(grain, (-(-pixels.shape[0] // 256), -(-pixels.shape[1] // 256), 1))
-        pixels = np.clip(pixels + tiled[: pixels.shape[0], : pixels.shape[1]], 0, 255).astype(np.uint8)
-    return pixels
 
 
 def any_degradation(rng: np.random.Generator) -> str:
@@ -362,6 +334,8 @@ def local_pair(
             )
             regions += [found] if found else []
         regions.sort(key=lambda r: -r.cost)
+    saving = Saving.drawn(rng)
+    pixels, before = saving.of(pixels), None if before is None else saving.of(before)
     aims = [
         (role, crop_box(target, CROP, w, h)) for role, target in crop_targets(regions, w, h, rng, near=eyes is None)
     ]

@@ -11,18 +11,18 @@ from defects import Domain
 from look import packed, suspicions
 from nano import Nano
 from nano_contract import contract_of
-from narrator import Example, Shown, Speller
+from narrator import Example, Shown, Speller, Suspicion
 from numpy.typing import NDArray
 from torch import Tensor
 from torch_backend import TorchBackend
-from visual import Evidence, described
+from visual import Evidence, Perception, described
 
 from qcheck import prompt
 from qcheck.engine import Conversation, Engine, Mark, Request, Sampler, Token
 from qcheck.grammar import Matcher
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
-from qcheck.tiles import View
+from qcheck.tiles import Box, View
 from qcheck.verdict import ModelInfo, Verdict
 
 MAX_TOKENS = 4096  # of one conversation: fewer than the runtime allows, so that many fit
@@ -61,17 +61,23 @@ class Transcript:
 
 
 class SeeingBackend(TorchBackend):
-    """Keeps the evidence of what it encodes."""
+    """Keeps the evidence of what it encodes. `eyes`: that read the cells of a view; None: the model's own."""
 
     evidence: Evidence
+    eyes: Perception | None = None
+
+    @torch.inference_mode()
+    def seen(self, pixels: NDArray[np.float32], survey: NDArray[np.float32]) -> Evidence:
+        """What the eyes make of a view."""
+        visual = self.model.model.visual
+        cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(survey))
+        return Evidence(*(part[0] for part in (self.eyes or visual.perception)(cells)))
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
         assert survey is not None
-        visual = self.model.model.visual
-        cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(survey))
-        self.evidence = Evidence(*(part[0] for part in visual.perception(cells)))
-        tokens: NDArray[np.float32] = visual.projector(*described(self.evidence)).numpy()
+        self.evidence = self.seen(pixels, survey)
+        tokens: NDArray[np.float32] = self.model.model.visual.projector(*described(self.evidence)).numpy()
         return tokens
 
 
@@ -100,6 +106,12 @@ class Watched(Matcher):
         return self.inner.done
 
 
+def shown_of(box: Box, evidence: Evidence, role: str, suspicions: list[Suspicion]) -> Shown:
+    """A view as lessons have it, of what was seen of it just now."""
+    attributes = tuple(evidence.attributes.tolist())
+    return Shown(box, packed(evidence), float(evidence.score), float(evidence.toll), attributes, role, suspicions)
+
+
 class RecordedConversation(Conversation):
     """Keeps its transcript, and what was seen of each view."""
 
@@ -115,9 +127,7 @@ class RecordedConversation(Conversation):
         if view not in self.seen:
             evidence = self.recorder.eyes.evidence
             about: Any = suspicions(evidence, self.recorder.domain.kinds)["suspicions"]
-            self.seen[view] = Shown(
-                view.box, packed(evidence), float(evidence.score), float(evidence.toll), request, about
-            )
+            self.seen[view] = shown_of(view.box, evidence, request, about)
         before, after = self.engine.requests[request]
         self.transcript.entries += [*before, view, *after]
         self.transcript.requests.append(request)

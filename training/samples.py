@@ -17,6 +17,7 @@ UNKNOWN: Final = -100  # what cross-entropy leaves out
 TOKEN_FILLED: Final = 0.4  # a token filled this much by a defect is damaged
 TOKEN_TOUCHED: Final = 0.08
 DAMAGE_INSIDE: Final = 0.3  # so is one that holds this much of a defect
+FOLDS: Final = "folds.json"  # beside eyes: the fold of every training photo, by file name
 SEEN_SHARE: Final = 0.25  # a crop that holds less than this of a damage does not show it
 
 

@@ -70,7 +70,7 @@ class Trainer:
         with torch.no_grad():
             for shown, kept in ((s, k) for e in examples for s, k in zip(e.views, e.kept, strict=True)):
                 reading, view = described(
-                    unpacked(torch.from_numpy(shown.seen.astype(np.float32)), shown.score, shown.toll)
+                    unpacked(torch.from_numpy(shown.seen.astype(np.float32)), shown.score, shown.toll, shown.attributes)
                 )
                 reading = reading[torch.from_numpy(kept)]
                 readings.append(reading)

@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 from cells import size_of
+from layers import zeroed
 from nano_spec import SCORE_CENTRE
 from torch import Tensor, nn
 
@@ -33,9 +34,6 @@ class Toll(nn.Module):
     @staticmethod
     def network(size: int) -> nn.Sequential:
         first, second = WIDTHS
-        last = nn.Linear(second, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
         return nn.Sequential(
             nn.Dropout(INPUT_DROPOUT),
             nn.Linear(size, first),
@@ -44,7 +42,7 @@ class Toll(nn.Module):
             nn.Linear(first, second),
             nn.GELU(),
             nn.Dropout(DROPOUTS[1]),
-            last,
+            zeroed(nn.Linear(second, 1)),
         )
 
     @staticmethod

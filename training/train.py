@@ -59,7 +59,8 @@ class PerceiveConfig:
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """Stages 1 and 3. `start`: a checkpoint of the stage before; `rated`: a folder with mos.csv and images/; `vista`: a
+    """Stages 1 and 3. `start`: a checkpoint of the stage before; `eyes`: the folder of perceive.py, so that training
+    photos are read by eyes that never saw them, as in stage 2; `rated`: a folder with mos.csv and images/; `vista`: a
     set of vista.py, of which `small` takes the copies of 512 px; `dev_photos`: at most, of each, to choose by."""
 
     out: Path
@@ -67,6 +68,7 @@ class PolicyConfig:
     policy: grpo.Settings
     rated: Path | None = None
     vista: Path | None = None
+    eyes: Path | None = None
     small: bool = True
     steps: int = 200
     every: int = 50
@@ -92,7 +94,8 @@ def reinforce(config: PolicyConfig) -> None:
         parameter.requires_grad_(any(part in name for part in config.learned))
     speller = Speller(tokenizer, domain=domain)
     trainer = sft.Trainer(model, sft.Targets(tokenizer), speller.image_id)
-    policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer, domain), speller)
+    eyes = look.FoldEyes(config.eyes) if config.eyes is not None else None
+    policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer, domain), speller, eyes)
     train_tasks, dev_tasks = (
         tasks_of(config.rated, config.vista, config.small, split, domain) for split in ("train", "dev")
     )

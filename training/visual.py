@@ -3,8 +3,8 @@
 `Damage` reads every token by itself: what is wrong with it, judged once as it is and once against the rest of its view.
 Nothing in it sees where a token is or what lies beside it, because whatever could know a photo again learned the few
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
-neighbours, and nothing but those. `Quality` reads the view as a whole: its score. `Toll` (toll.py) tells what the
-damages of a view cost.
+neighbours, and nothing but those. `Quality` reads the view as a whole: its score, and another its attributes. `Toll`
+(toll.py) tells what the damages of a view cost.
 `proposals` then finds the places where the evidence of many tokens adds up, and `Projector` brings all of it into the
 decoder's width, so that the decoder speaks of what it is shown.
 """
@@ -16,6 +16,7 @@ import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
+from layers import zeroed
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX, SCORE_CENTRE
 from toll import Toll
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ DAMAGE_DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.2
 QUALITY_NETWORKS: Final = 3
 QUALITY_WIDTHS: Final = (512, 256)
+ATTRIBUTE_WIDTHS: Final = (256, 128)
 QUALITY_INPUT_DROPOUT: Final = 0.3
 QUALITY_DROPOUT: Final = 0.5
 RIDGE_SHARE: Final = 0.3
@@ -43,20 +45,26 @@ LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangl
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 LEVELS: Final = len(DEFECT_LEVELS)
 PHOTO_KINDS: Final = len(PHOTOS.kinds)
+PHOTO_ATTRIBUTES: Final = len(PHOTOS.attributes)
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 1.5  # log odds
-# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the score and the
-# toll of the view.
+# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the score, the toll
+# and the attributes of the view.
 PROPOSAL_NUMBERS: Final = 7
 VIEW_NUMBERS: Final = 2
-SLOTS: Final = PROPOSAL_NUMBERS * PROPOSALS + VIEW_NUMBERS
+
+
+def slots_of(attributes: int = PHOTO_ATTRIBUTES) -> int:
+    """How many numbers are dealt out."""
+    return PROPOSAL_NUMBERS * PROPOSALS + VIEW_NUMBERS + attributes
 
 
 class Evidence(NamedTuple):
     """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, 1 + kinds) logits, 0 clean;
     `levels`: (rows, cols, LEVELS) logits; `severity`: (rows, cols, 1) 0..1, what a defect there costs the photo, less
     its size (samples.severity); `score`: (1,), 1..5, of the view as a whole; `toll`: (1,), 1..5, of a clean photo with
-    the damages that the view shows. For a batch of views of one size, each has one more axis in front.
+    the damages that the view shows; `attributes`: (attributes,), 1..5, of the view as a whole. For a batch of views of
+    one size, each has one more axis in front.
     """
 
     kinds: Tensor
@@ -64,6 +72,7 @@ class Evidence(NamedTuple):
     severity: Tensor
     score: Tensor
     toll: Tensor
+    attributes: Tensor
 
     def log_odds(self) -> Tensor:
         """(rows, cols) of damage against none."""
@@ -154,23 +163,22 @@ def told(kinds: Tensor, levels: Tensor, severity: Tensor) -> tuple[Tensor, Tenso
 
 
 class Quality(nn.Module):
-    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, 1) scores, 1..5.
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, outputs) scores, 1..5.
 
     All it knows of a view is the mean and spread of each channel over its cells. A few strongly dropped-out networks
     and a ridge regression read that, and their answers are averaged: the networks rank photos like those of the
-    training best, the ridge is steadier on others.
+    training best, the ridge is steadier on others. Until they are taught, they say SCORE_CENTRE.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = 1, widths: tuple[int, int] = QUALITY_WIDTHS) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * CELL_CHANNELS))
         self.register_buffer("std", torch.ones(2 * CELL_CHANNELS))
-        self.networks = nn.ModuleList(self.network() for _ in range(QUALITY_NETWORKS))
-        self.ridge = nn.Linear(2 * CELL_CHANNELS, 1)
+        self.networks = nn.ModuleList(self.network(outputs, *widths) for _ in range(QUALITY_NETWORKS))
+        self.ridge = zeroed(nn.Linear(2 * CELL_CHANNELS, outputs))
 
     @staticmethod
-    def network() -> nn.Sequential:
-        first, second = QUALITY_WIDTHS
+    def network(outputs: int, first: int, second: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Dropout(QUALITY_INPUT_DROPOUT),
             nn.Linear(2 * CELL_CHANNELS, first),
@@ -179,7 +187,7 @@ class Quality(nn.Module):
             nn.Linear(first, second),
             nn.GELU(),
             nn.Dropout(QUALITY_DROPOUT),
-            nn.Linear(second, 1),
+            zeroed(nn.Linear(second, outputs)),
         )
 
     def normalised(self, summary: Tensor) -> Tensor:
@@ -203,9 +211,10 @@ def summary(cells: Tensor) -> Tensor:
 class Perception(nn.Module):
     """Cells of views of one size, (views, rows, cols, CELL_CHANNELS) -> their Evidence."""
 
-    def __init__(self, kinds: int = PHOTO_KINDS) -> None:
+    def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.damage, self.context, self.quality, self.toll = Damage(kinds), Context(kinds), Quality(), Toll(kinds)
+        self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS)
 
     def around(self, cells: Tensor) -> Tensor:
         """What Context reads of each token."""
@@ -223,7 +232,8 @@ class Perception(nn.Module):
         more = self.context(around)
         kinds, levels, severity = told(kinds + more[..., :-1], levels, severity + more[..., -1:])
         score = self.quality(cells)
-        return Evidence(kinds, levels, severity, score, self.toll(self.toll.inputs(kinds, severity, score)))
+        toll = self.toll(self.toll.inputs(kinds, severity, score))
+        return Evidence(kinds, levels, severity, score, toll, self.attributes(cells))
 
 
 def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
@@ -244,23 +254,23 @@ def by_size(views: Sequence[Tensor]) -> list[list[int]]:
     return list(sizes.values())
 
 
-def reading_size(kinds: int) -> int:
+def reading_size(kinds: int, attributes: int = PHOTO_ATTRIBUTES) -> int:
     """Of what `described` says of a token."""
-    return 1 + kinds + LEVELS + 2 + SLOTS + NUMBER_BINS
+    return 1 + kinds + LEVELS + 2 + slots_of(attributes) + NUMBER_BINS
 
 
-def view_reading_size(kinds: int) -> int:
+def view_reading_size(kinds: int, attributes: int = PHOTO_ATTRIBUTES) -> int:
     """Of what `described` says of a view."""
-    return SLOTS * NUMBER_BINS + PROPOSALS * (1 + kinds + LEVELS)
+    return slots_of(attributes) * NUMBER_BINS + PROPOSALS * (1 + kinds + LEVELS)
 
 
 class Projector(nn.Module):
     """What `described` makes of a view's evidence, at the decoder's width."""
 
-    def __init__(self, hidden: int, kinds: int = PHOTO_KINDS) -> None:
+    def __init__(self, hidden: int, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
-        self.from_reading = nn.Linear(reading_size(kinds), hidden)
-        self.from_view = nn.Linear(view_reading_size(kinds), hidden, bias=False)
+        self.from_reading = nn.Linear(reading_size(kinds, attributes), hidden)
+        self.from_view = nn.Linear(view_reading_size(kinds, attributes), hidden, bias=False)
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden))
         self.norm = nn.LayerNorm(hidden)
 
@@ -273,10 +283,10 @@ class Projector(nn.Module):
 
 def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """A view's evidence as inputs of the projector: (tokens, reading_size), each token's own, and
-    (view_reading_size,), the proposals, the score and the toll.
+    (view_reading_size,), the proposals, the score, the toll and the attributes.
 
-    Every token also carries one number of the view as a whole, and which (its place in raster order modulo SLOTS): to
-    say a coordinate, a level or a score the decoder then only has to look up its slot.
+    Every token also carries one number of the view as a whole, and which (its place in raster order modulo `slots_of`):
+    to say a coordinate, a level or a score the decoder then only has to look up its slot.
     """
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kinds[..., :1]
@@ -284,11 +294,12 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
     found = proposals(evidence)
     strength = torch.sigmoid(found.strengths / STRENGTH_UNIT)
-    scores = ((torch.cat((evidence.score, evidence.toll)) - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
+    scores = torch.cat((evidence.score, evidence.toll, evidence.attributes))
+    scores = ((scores - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
     places = torch.cat((found.boxes, strength[:, None], found.level[:, None], found.severities), 1)
     numbers = bumps(torch.cat((places.flatten(), scores)), NUMBER_BINS)
-    slots = torch.arange(SLOTS, device=own.device)
-    slot = torch.remainder(torch.arange(own.shape[0], device=own.device), SLOTS)
+    slots = torch.arange(numbers.shape[0], device=own.device)
+    slot = torch.remainder(torch.arange(own.shape[0], device=own.device), numbers.shape[0])
     reading = torch.cat((own, (slot[:, None] == slots).to(own.dtype), numbers[slot]), 1)
     return reading, torch.cat((numbers.flatten(), found.kinds.flatten(), found.levels.flatten()))
 
@@ -339,12 +350,12 @@ def proposals(evidence: Evidence) -> Proposals:
 class NanoVisual(nn.Module):
     """Pixels to image tokens, with the call signature of Qwen2.5-VL's vision tower."""
 
-    def __init__(self, hidden: int, kinds: int = PHOTO_KINDS) -> None:
+    def __init__(self, hidden: int, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.spatial_merge_size = MERGE
         self.encoder = CellEncoder()
-        self.perception = Perception(kinds)
-        self.projector = Projector(hidden, kinds)
+        self.perception = Perception(kinds, attributes)
+        self.projector = Projector(hidden, kinds, attributes)
 
     @property
     def dtype(self) -> torch.dtype:
