@@ -10,8 +10,10 @@ the runtime. Rows that are known stand in RUNS/rows.jsonl; prints the table of a
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 from photos import Rated, rated_photos
 
 from qcheck.bundle import Bundle
+from qcheck.contract import CONTRACT_FILE
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
@@ -44,7 +47,11 @@ COLUMNS: Final = {
     "vista_iou": "IoU",
     "false_alarms_clean": "false alarms, clean",
     "crop_shift": "clean crop's shift",
+    "vista_ms_0": "ms, 0 probes",
 }
+# Rows that are judged with a larger global view than another, whose model they share: what the survey is worth against
+# more pixels. As many times its pixels.
+LARGER_VIEW: Final = {"0+2, eyes without the survey, larger view": ("0+2, eyes without the survey", 1.36)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,9 @@ class Runs:
                 keys[key] = str(self.paths[name])
             steps = self.sizes.drill if step.stage == "drill" else self.sizes.lessons
             return {**keys, "steps": steps, "drill_steps": steps if step.stage == "drill" else 0, "every": steps}
-        keys |= {"steps": self.sizes.policy, "every": max(1, self.sizes.policy // 2), "dev_photos": 40}
+        eyes = self.paths["eyes"]
+        assert eyes is not None
+        keys |= {"eyes": str(eyes.parent), "steps": self.sizes.policy, "every": self.sizes.policy, "dev_photos": 12}
         keys["small"] = step.stage == "rank"
         for name in ("rated", "vista") if step.stage == "rank" else ("vista",):
             keys[name] = str(self.paths[name])
@@ -169,15 +178,26 @@ def train(stage: str, config: Path) -> None:
     subprocess.run([sys.executable, str(TRAINING / "train.py"), stage, "--config", str(config)], check=True)
 
 
-def judged(bundle: Path, vista: Path, cases: list[Case], photos: list[Rated]) -> dict[str, Estimate]:
+def judged(bundle: Path, vista: Path, cases: list[Case], photos: list[Rated]) -> dict[str, Estimate | float]:
     prober = Prober(Engine.open(Bundle.open(bundle)))
     guess = [prober.judge(Photo.open(p.path), Limits(0)).score for p in photos]
-    rows = {"rated_srcc": bootstrap(srcc, guess, [p.score for p in photos])}
+    rows: dict[str, Estimate | float] = {"rated_srcc": bootstrap(srcc, guess, [p.score for p in photos])}
     found = {probes: measured(scorer(f"{bundle}@{probes}", None), cases, vista, None) for probes in (0, 3)}
     rows |= {f"vista_srcc_{probes}": row["srcc"] for probes, row in found.items()}
+    rows["vista_ms_0"] = found[0]["ms"]
     rows |= {"vista_iou": found[3]["iou"], "false_alarms_clean": found[3]["false_alarms_clean"]}
     rows["crop_shift"] = measured(scorer(f"{bundle}@1:clean", None), cases, vista, None)["crop_shift"]
     return rows
+
+
+def widened(bundle: Path, times: float) -> Path:
+    """A copy of a bundle that looks at the whole photo with so many times the pixels."""
+    out = bundle.with_suffix(f".{times:g}.bundle")
+    shutil.copytree(bundle, out, dirs_exist_ok=True)
+    contract = Bundle.open(bundle).contract
+    view = dataclasses.replace(contract.global_view, max_pixels=int(times * contract.global_view.max_pixels))
+    (out / CONTRACT_FILE).write_text(dataclasses.replace(contract, global_view=view).to_json())
+    return out
 
 
 def spread(things: list[Any], count: int) -> list[Any]:
@@ -189,7 +209,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Of rows.jsonl, in Markdown."""
     text = f"| row | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}\n"
     for line in lines:
-        figures = (str(Estimate(*line[name])) for name in COLUMNS)
+        figures = (f"{line[n]:.0f}" if isinstance(line[n], float) else str(Estimate(*line[n])) for n in COLUMNS)
         text += f"| {line['row']} | {' | '.join(figures)} |\n"
     return text
 
@@ -206,6 +226,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = rows_of(any(args.looked.glob("aimed-*.jsonl")))
+    rows |= {name: rows[of] for name, (of, _) in LARGER_VIEW.items()}
     if args.blind_looked is None or args.blind_eyes is None:
         rows = {name: chain for name, chain in rows.items() if not any(step.keys.get("blind") for step in chain)}
     if unknown := set(args.rows or ()) - set(rows):
@@ -229,8 +250,11 @@ def main() -> int:
         checkpoint = runs.checkpoint(chain, train)
         bundle = checkpoint.with_suffix(".bundle")
         export(checkpoint, TRAINING / "MODEL_CARD.md", bundle, "fp32")
+        if name in LARGER_VIEW:
+            bundle = widened(bundle, LARGER_VIEW[name][1])
         figures = judged(bundle, args.vista, cases, photos)
-        line = {"row": name, **{key: value.as_list() for key, value in figures.items()}}
+        flat = {key: value.as_list() if isinstance(value, Estimate) else value for key, value in figures.items()}
+        line = {"row": name, **flat}
         known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes), "seed": args.seed})
         with kept.open("a") as file:
             file.write(json.dumps(known[-1]) + "\n")

@@ -1,5 +1,6 @@
 """The ablation's rows: configs that train.py takes, each stage run once however many rows share it."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library, script
+
+from qcheck.bundle import Bundle
 
 library("torch")
 library("transformers")
@@ -69,11 +72,22 @@ def test_rows_differ_in_what_they_are_about(runs: Any) -> None:
 
 
 def test_the_table_has_a_line_a_row() -> None:
-    figures = {name: [0.5, 0.4, 0.6] for name in ablation.COLUMNS}
+    figures = {name: [0.5, 0.4, 0.6] for name in ablation.COLUMNS} | {"vista_ms_0": 512.4}
     text = ablation.table([{"row": "0+2", **figures}, {"row": "0+2+3", **figures}]).splitlines()
     assert len(text) == 4
     assert text[2].startswith("| 0+2 | 0.500 [0.400, 0.600] |")
+    assert text[2].endswith("| 512 |")
     assert len({line.count("|") for line in text}) == 1
+
+
+def test_a_larger_view_is_the_same_model_with_more_pixels(tmp_path: Path) -> None:
+    shutil.copytree(Bundle.open(None).directory, tmp_path / "one.bundle")
+    one, other = (Bundle.open(path) for path in (tmp_path / "one.bundle", ablation.widened(tmp_path / "one.bundle", 2)))
+    assert other.contract.global_view.max_pixels == 2 * one.contract.global_view.max_pixels
+    assert other.contract.files == one.contract.files
+    for shown, of in ablation.LARGER_VIEW.values():
+        assert shown in ablation.rows_of(aimed=True)
+        assert of > 1
 
 
 def test_an_unknown_row_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
