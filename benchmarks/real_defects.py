@@ -21,6 +21,10 @@ from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
 from qcheck.tiles import Box
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
+
+from samples import overlap
+
 ON_IT: Final = 0.5  # of a reported box
 PROBES: Final = 3
 
@@ -57,9 +61,8 @@ def counted(reported: list[tuple[Box, str]], known: dict[str, Any]) -> Count:
 
 def inside(box: Box, other: Box) -> float:
     """How much of a box lies in another, 0..1."""
-    wide = min(box.x2, other.x2) - max(box.x1, other.x1)
-    high = min(box.y2, other.y2) - max(box.y1, other.y1)
-    return max(0, wide) * max(0, high) / box.area
+    both = overlap(box, other)
+    return both.area / box.area if both else 0.0
 
 
 def main() -> int:

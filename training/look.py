@@ -155,6 +155,11 @@ def eyes_of(path: Path) -> tuple[Perception, Domain]:
     """The eyes of a checkpoint, in eval mode, and what they know. Raises RunError."""
     checkpoint = checkpoint_of(path, "eyes")
     domain = Domain.of(checkpoint)
+    return perception_of(checkpoint, domain).eval(), domain
+
+
+def perception_of(checkpoint: dict[str, Any], domain: Domain) -> Perception:
+    """Those of a checkpoint that is read already."""
     eyes = Perception(len(domain.kinds), len(domain.attributes))
     eyes.load_state_dict(checkpoint["eyes"])
-    return eyes.eval(), domain
+    return eyes

@@ -25,6 +25,7 @@ from cells import CELL_CHANNELS, VIEW_CHANNELS, size_of
 from defects import PHOTOS, Domain
 from degradations import BANK
 from fields import Field, Fields, fields_of, learn_context
+from look import perception_of
 from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE
 from numpy.typing import NDArray
 from readings import Readings, learn_toll, readings_of
@@ -423,9 +424,3 @@ def by_fold(train: dict[str, list[Item]]) -> dict[str, list[list[Item]]]:
         fold: [[item for item in items if item.sample["fold"] == fold] for items in train.values()]
         for fold in folds(train["local"])
     }
-
-
-def perception_of(checkpoint: Checkpoint, domain: Domain) -> Perception:
-    eyes = Perception(len(domain.kinds), len(domain.attributes))
-    eyes.load_state_dict(checkpoint["eyes"])
-    return eyes
