@@ -1,0 +1,415 @@
+"""Random tiny Qwen2.5-VL checkpoints, and the graphs that are made of them, against transformers' own eager model.
+
+Every parameter is random, also the biases and norms that transformers starts at 0 and 1, so that each is compared.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_model import library, script
+
+torch = library("torch")
+transformers = library("transformers")
+onnx = library("onnx")
+safetensors = library("safetensors.torch")
+architecture = script("architecture", "export")
+checkpoints = script("checkpoint", "export")
+errors = script("errors", "export")
+
+# What float32 leaves over when the same sums are made in another order, against the largest value there is.
+SAME_SUMS: Final = 1e-4
+IMAGE, VISION_START, VISION_END = 90, 91, 92
+CAPACITY: Final = 400
+Grid = tuple[int, int]  # rows and columns in merged tokens
+Edit = Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a model. What is not named follows: hidden sizes are heads times head_dim."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    sections: tuple[int, int, int]
+    tied: bool
+    layers: int = 2
+    intermediate: int = 44
+    vision_heads: int = 2
+    vision_head_dim: int = 8
+    blocks: int = 3
+    full_blocks: tuple[int, ...] = (1,)
+    patch_px: int = 14
+    merge: int = 2
+    window_px: int = 112
+
+
+CASES: Final = {
+    # As published, but small: two key heads, windows of 4 x 4 tokens.
+    "published": Case(heads=4, kv_heads=2, head_dim=16, sections=(2, 3, 3), tied=True),
+    # 7 queries a key head as in the 7B, and nothing that is a power of two but the heads' halves.
+    "seven_to_one": Case(
+        heads=7, kv_heads=1, head_dim=24, sections=(5, 4, 3), tied=False, intermediate=37, vision_heads=3,
+        vision_head_dim=12, patch_px=5, window_px=30, full_blocks=(0, 2),
+    ),
+    # As many key heads as queries, tokens of 3 x 3 patches, no block where all attend, one layer.
+    "no_groups": Case(
+        heads=3, kv_heads=3, head_dim=8, sections=(1, 1, 2), tied=False, layers=1, vision_heads=5, vision_head_dim=4,
+        patch_px=4, merge=3, window_px=24, full_blocks=(), blocks=2,
+    ),
+    # Only whole images attend.
+    "no_windows": Case(
+        heads=6, kv_heads=2, head_dim=8, sections=(2, 1, 1), tied=True, layers=3, patch_px=7, full_blocks=(0, 1),
+        blocks=2, window_px=14,
+    ),
+}  # fmt: skip
+
+
+@cache
+def model_of(case_name: str) -> Any:
+    """A transformers model whose activations neither die nor blow up."""
+    case = CASES[case_name]
+    hidden, vision_hidden = case.heads * case.head_dim, case.vision_heads * case.vision_head_dim
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": hidden,
+            "intermediate_size": case.intermediate,
+            "num_hidden_layers": case.layers,
+            "num_attention_heads": case.heads,
+            "num_key_value_heads": case.kv_heads,
+            "vocab_size": 101,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4, "mrope_section": list(case.sections)},
+            "tie_word_embeddings": case.tied,
+        },
+        vision_config={
+            "depth": case.blocks,
+            "hidden_size": vision_hidden,
+            "intermediate_size": 2 * vision_hidden + 3,
+            "num_heads": case.vision_heads,
+            "out_hidden_size": hidden,
+            "patch_size": case.patch_px,
+            "spatial_merge_size": case.merge,
+            "window_size": case.window_px,
+            "fullatt_block_indexes": list(case.full_blocks),
+        },
+        image_token_id=IMAGE,
+        video_token_id=93,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=case.tied,
+    )
+    torch.manual_seed(len(case_name))
+    model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.4 / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            else:
+                parameter.uniform_(0.6, 1.4)
+        model.get_input_embeddings().weight.normal_(std=0.4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A case's checkpoint as transformers saves it, in several shards. Not to be changed: `copied` is for that."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def save(case_name: str) -> Path:
+        folder = root / case_name
+        if not folder.exists():
+            model_of(case_name).save_pretrained(folder, max_shard_size="40KB")
+            assert len(list(folder.glob("*.safetensors"))) > 2
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def copied(saved: Callable[[str], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved("published"), tmp_path / "checkpoint"))
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """All tensors of a checkpoint by their stored names."""
+    return {
+        name: tensor for path in folder.glob("*.safetensors") for name, tensor in safetensors.load_file(path).items()
+    }
+
+
+def restore(folder: Path, tensors: dict[str, Any]) -> None:
+    """Writes all tensors into the one file of a small checkpoint."""
+    for path in (*folder.glob("*.safetensors"), folder / checkpoints.INDEX_FILE):
+        path.unlink(missing_ok=True)
+    safetensors.save_file(tensors, folder / checkpoints.SINGLE_FILE)
+
+
+def change_json(path: Path, change: Edit) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def assert_near(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float = SAME_SUMS) -> None:
+    """To a share of the largest value of `theirs`."""
+    assert ours.shape == theirs.shape
+    difference, size = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
+    assert difference <= tolerance * size, f"{difference:.3g} at values up to {size:.3g}"
+
+
+# The checkpoint
+
+
+def parameters(model: Any) -> dict[str, Any]:
+    """transformers' parameters by our names."""
+    sides = {"model.language_model.": "text.", "model.visual.": "visual.", "lm_head.": "lm_head."}
+    return {
+        new + name.removeprefix(old): parameter.detach().numpy()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        for old, new in sides.items()
+        if name.startswith(old)
+    }
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_reads_every_tensor_of_what_transformers_saves(saved: Callable[[str], Path], case_name: str) -> None:
+    opened, case = checkpoints.Checkpoint.open(saved(case_name)), CASES[case_name]
+    assert opened.architecture.tied == case.tied
+    assert opened.architecture.text.head_dim == case.head_dim
+    assert opened.architecture.vision.full_blocks == case.full_blocks
+    expected = parameters(model_of(case_name))
+    named = {"lm_head.weight", *(f"text.{name}" for name in opened.architecture.text.tensors())}
+    assert named | {f"visual.{name}" for name in opened.architecture.vision.tensors()} == set(expected)
+    for name, values in expected.items():
+        found = opened.read(name)
+        assert found.dtype == np.float32
+        assert_array_equal(found, values)
+
+
+def test_reads_the_new_names_in_one_file(copied: Path) -> None:
+    renamed = {
+        name.replace("visual.", "model.visual.", 1) if name.startswith("visual.") else name.replace(
+            "model.", "model.language_model.", 1
+        ): tensor
+        for name, tensor in everything(copied).items()
+    }  # fmt: skip
+    assert "model.language_model.layers.0.mlp.up_proj.weight" in renamed
+    restore(copied, renamed)
+    opened = checkpoints.Checkpoint.open(copied)
+    for name, values in parameters(model_of("published")).items():
+        assert_array_equal(opened.read(name), values)
+
+
+def test_reads_a_config_as_published(copied: Path) -> None:
+    """Text settings at the top, M-RoPE as a kind of scaling, and keys that say nothing new."""
+    before = checkpoints.Checkpoint.open(copied).architecture
+
+    def flatten(config: Any) -> None:
+        text = config.pop("text_config")
+        rope = text.pop("rope_parameters")
+        text.pop("model_type")
+        config |= text | {
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+            "torch_dtype": "bfloat16",
+        }
+        config["vision_config"] |= {"in_chans": 3, "spatial_patch_size": 14}
+        for default in ("rope_parameters", "in_channels", "temporal_patch_size"):
+            config["vision_config"].pop(default)
+
+    change_json(copied / "config.json", flatten)
+    assert checkpoints.Checkpoint.open(copied).architecture == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reads_halves_as_floats(copied: Path, dtype: Any) -> None:
+    restore(copied, {name: tensor.to(dtype) for name, tensor in everything(copied).items()})
+    opened = checkpoints.Checkpoint.open(copied)
+    for name, values in parameters(model_of("published")).items():
+        assert_array_equal(opened.read(name), torch.from_numpy(values).to(dtype).float().numpy())
+
+
+def test_an_untied_head_is_its_own(copied: Path) -> None:
+    """Also where a tied one lies beside it, which says nothing."""
+    tensors = everything(copied)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
+    restore(copied, tensors)
+    tied = checkpoints.Checkpoint.open(copied)
+    assert_array_equal(tied.read("lm_head.weight"), tied.read("text.embed_tokens.weight"))
+
+    def untie(config: Any) -> None:
+        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+
+    change_json(copied / "config.json", untie)
+    untied = checkpoints.Checkpoint.open(copied)
+    assert_array_equal(untied.read("lm_head.weight"), 2 * untied.read("text.embed_tokens.weight"))
+
+
+def refused(folder: Path) -> str:
+    """Why a checkpoint is not opened: one line."""
+    with pytest.raises(errors.ExportError) as caught:
+        checkpoints.Checkpoint.open(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def text_set(**changes: Any) -> Edit:
+    return lambda config: config["text_config"].update(changes)
+
+
+def vision_set(**changes: Any) -> Edit:
+    return lambda config: config["vision_config"].update(changes)
+
+
+def rope_set(**changes: Any) -> Edit:
+    return lambda config: config["text_config"]["rope_parameters"].update(changes)
+
+
+BAD_CONFIGS: Final[dict[str, tuple[Edit, str]]] = {
+    "another model": (
+        lambda config: config.update(model_type="llava"),
+        "config.json describes a 'llava' model; supported: Qwen2_5_VLForConditionalGeneration (qwen2_5_vl)",
+    ),
+    "another head": (
+        lambda config: config.update(architectures=["Qwen2_5_VLForTokenClassification"]),
+        "names the architecture ['Qwen2_5_VLForTokenClassification']; supported: Qwen2_5_VLForConditionalGeneration",
+    ),
+    "quantised": (
+        lambda config: config.update(quantization_config={"bits": 4}),
+        "has a quantization_config; export the checkpoint it was quantised from",
+    ),
+    "yarn": (rope_set(rope_type="yarn"), "asks for the rope type 'yarn'; supported: default, mrope"),
+    "linear, as it was spelled": (
+        text_set(rope_scaling={"type": "linear", "factor": 2.0}),
+        "asks for the rope type 'linear'; supported: default, mrope",
+    ),
+    "vision rope": (
+        vision_set(rope_parameters={"rope_type": "yarn"}),
+        "asks for the rope type 'yarn' in the vision tower; supported: axial",
+    ),
+    "sections": (
+        rope_set(mrope_section=[2, 3, 4]),
+        "mrope_section [2, 3, 4] does not add up to half a head of 16 values",
+    ),
+    "two sections": (rope_set(mrope_section=[4, 4]), "mrope_section [4, 4] does not add up to"),
+    "theta": (rope_set(rope_theta=-1), "rope_theta must be a positive number, not -1"),
+    "heads": (text_set(num_attention_heads=5), "hidden_size 64 is not a multiple of 5 heads"),
+    "key heads": (text_set(num_key_value_heads=3), "4 attention heads cannot share 3 key and value heads"),
+    "head_dim": (text_set(head_dim=32), "head_dim 32 is not hidden_size / num_attention_heads"),
+    "no size": (lambda config: config["text_config"].pop("hidden_size"), "hidden_size is missing"),
+    "size": (text_set(hidden_size="64"), "hidden_size must be a positive integer, not '64'"),
+    "truth": (text_set(num_hidden_layers=True), "num_hidden_layers must be a positive integer, not True"),
+    "sliding": (text_set(use_sliding_window=True), "asks for sliding window attention"),
+    "activation": (text_set(hidden_act="gelu"), "hidden_act 'gelu' is not supported; silu is"),
+    "no vision": (lambda config: config.pop("vision_config"), "vision_config must be an object"),
+    "no text": (lambda config: config.update(text_config=[]), "text_config must be an object"),
+    "vision heads": (vision_set(num_heads=3), "vision hidden_size 16 is not a multiple of 3 heads"),
+    "vision head": (vision_set(num_heads=8), "a vision head of 2 values has no quarters to rotate"),
+    "window": (vision_set(window_size=27), "window_size 27 holds no token of 28 pixels"),
+    "blocks": (vision_set(fullatt_block_indexes=[1, 3]), "fullatt_block_indexes [1, 3] are not all among 3 blocks"),
+    "no blocks": (vision_set(fullatt_block_indexes=1), "fullatt_block_indexes must be a list of integers"),
+    "between": (vision_set(out_hidden_size=32), "image tokens of 32 values do not fit a decoder of 64"),
+    # What fits together, but not the tensors.
+    "fewer key heads": (
+        text_set(num_key_value_heads=1),
+        "model.layers.0.self_attn.k_proj.weight has the shape (32, 64) and config.json asks for (16, 64)",
+    ),
+    "a larger head": (
+        text_set(vocab_size=102),
+        "model.embed_tokens.weight has the shape (101, 64) and config.json asks for (102, 64)",
+    ),
+    "more layers": (text_set(num_hidden_layers=3), "has no tensor model.layers.2.self_attn.q_proj.weight"),
+    "untied": (
+        lambda config: (config.update(tie_word_embeddings=False), text_set(tie_word_embeddings=False)(config)),
+        "has no tensor lm_head.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_config_that_does_not_fit_is_refused(copied: Path, name: str) -> None:
+    change, expected = BAD_CONFIGS[name]
+    change_json(copied / "config.json", change)
+    assert expected in refused(copied)
+
+
+def test_what_is_no_checkpoint_is_refused(copied: Path) -> None:
+    assert refused(copied / "nowhere").endswith(
+        "nowhere is not a directory; a checkpoint is a directory with config.json"
+    )
+    assert "is not a directory" in refused(copied / "config.json")
+    for text, expected in (
+        ("{", "config.json is not valid JSON"),
+        ("[]", "config.json holds no object"),
+        ("[" * 100_000, "config.json is not valid JSON"),
+    ):
+        (copied / "config.json").write_text(text)
+        assert expected in refused(copied)
+    (copied / "config.json").unlink()
+    assert "has no readable config.json; is it a checkpoint?" in refused(copied)
+
+
+def test_missing_and_damaged_shards_are_refused(copied: Path) -> None:
+    index = copied / checkpoints.INDEX_FILE
+    shards = json.loads(index.read_text())["weight_map"]
+    name, shard = "model.norm.weight", copied / shards["model.norm.weight"]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    assert f"{shard.name} is not a whole safetensors file" in refused(copied)
+    shard.unlink()
+    assert f"lacks the shard {shard.name} that {index.name} names" in refused(copied)
+    shard.write_bytes(whole)
+
+    other = next(file for file in shards.values() if file != shard.name)
+    change_json(index, lambda content: content["weight_map"].update({name: other}))
+    assert f"{other} has no tensor {name}, although {index.name} says so" in refused(copied)
+    change_json(index, lambda content: content["weight_map"].pop(name))
+    assert f"has no tensor {name}; get the checkpoint again" in refused(copied)
+    for elsewhere in ("../stolen.safetensors", "weights.bin"):
+        change_json(index, lambda content, file=elsewhere: content["weight_map"].update({name: file}))
+        assert f"names {elsewhere!r}, which is no safetensors file beside it" in refused(copied)
+    change_json(index, lambda content: content.update(weight_map=[]))
+    assert "has no weight_map of file names" in refused(copied)
+
+
+def test_pickled_weights_are_refused(copied: Path) -> None:
+    for path in (*copied.glob("*.safetensors"), copied / checkpoints.INDEX_FILE):
+        path.unlink()
+    assert "has neither model.safetensors.index.json nor model.safetensors" in refused(copied)
+    (copied / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+    message = refused(copied)
+    assert "holds pickled weights (pytorch_model-00001-of-00002.bin)" in message
+    assert message.endswith("convert to safetensors")
+
+
+def test_pickled_weights_beside_safetensors_are_not_looked_at(copied: Path) -> None:
+    (copied / "pytorch_model.bin").write_bytes(b"not to be read")
+    (copied / "optimizer.pt").write_bytes(b"not to be read")
+    checkpoints.Checkpoint.open(copied)
+
+
+def test_tensors_that_are_no_floats_are_refused(copied: Path) -> None:
+    tensors = everything(copied)
+    restore(copied, tensors | {"model.norm.weight": tensors["model.norm.weight"].to(torch.int8)})
+    assert "model.norm.weight is stored as I8; supported: F32, F16, BF16" in refused(copied)
+    restore(copied, tensors | {"model.norm.weight": torch.full_like(tensors["model.norm.weight"], torch.inf)})
+    opened = checkpoints.Checkpoint.open(copied)
+    with pytest.raises(errors.ExportError, match=r"model\.norm\.weight holds numbers that are not finite"):
+        opened.read("text.norm.weight")
