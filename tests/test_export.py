@@ -6,10 +6,11 @@ Every parameter is random, also the biases and norms that transformers starts at
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -21,13 +22,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library, script
 
+from qcheck.backends.onnxruntime import OnnxRuntimeCpu
+from qcheck.cache import KVCache
+from qcheck.contract import INPUTS_EMBEDS, KV_LENGTH, LOGITS, POSITION_IDS, DecoderSpec, past_name
+from qcheck.rope import image_positions, text_positions
+
 torch = library("torch")
 transformers = library("transformers")
 onnx = library("onnx")
 safetensors = library("safetensors.torch")
 architecture = script("architecture", "export")
 checkpoints = script("checkpoint", "export")
+decoders = script("decoder", "export")
 errors = script("errors", "export")
+graph_files = script("graph", "export")
+weights = script("weights", "export")
 
 # What float32 leaves over when the same sums are made in another order, against the largest value there is.
 SAME_SUMS: Final = 1e-4
@@ -62,20 +71,21 @@ CASES: Final = {
     "published": Case(heads=4, kv_heads=2, head_dim=16, sections=(2, 3, 3), tied=True),
     # 7 queries a key head as in the 7B, and nothing that is a power of two but the heads' halves.
     "seven_to_one": Case(
-        heads=7, kv_heads=1, head_dim=24, sections=(5, 4, 3), tied=False, intermediate=37, vision_heads=3,
+        heads=7, kv_heads=1, head_dim=48, sections=(5, 10, 9), tied=False, intermediate=37, vision_heads=3,
         vision_head_dim=12, patch_px=5, window_px=30, full_blocks=(0, 2),
     ),
-    # As many key heads as queries, tokens of 3 x 3 patches, no block where all attend, one layer.
-    "no_groups": Case(
+    # As many key heads as queries, short ones, tokens of 3 x 3 patches, no block where all attend, one layer.
+    "short_heads": Case(
         heads=3, kv_heads=3, head_dim=8, sections=(1, 1, 2), tied=False, layers=1, vision_heads=5, vision_head_dim=4,
         patch_px=4, merge=3, window_px=24, full_blocks=(), blocks=2,
     ),
     # Only whole images attend.
     "no_windows": Case(
-        heads=6, kv_heads=2, head_dim=8, sections=(2, 1, 1), tied=True, layers=3, patch_px=7, full_blocks=(0, 1),
+        heads=6, kv_heads=2, head_dim=16, sections=(5, 2, 1), tied=True, layers=3, patch_px=7, full_blocks=(0, 1),
         blocks=2, window_px=14,
     ),
 }  # fmt: skip
+GQA_CASES: Final = [name for name, case in CASES.items() if case.head_dim % 16 == 0]
 
 
 @cache
@@ -171,6 +181,14 @@ def assert_near(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float = SAM
     assert ours.shape == theirs.shape
     difference, size = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
     assert difference <= tolerance * size, f"{difference:.3g} at values up to {size:.3g}"
+
+
+def session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 # The checkpoint
@@ -413,3 +431,322 @@ def test_tensors_that_are_no_floats_are_refused(copied: Path) -> None:
     opened = checkpoints.Checkpoint.open(copied)
     with pytest.raises(errors.ExportError, match=r"model\.norm\.weight holds numbers that are not finite"):
         opened.read("text.norm.weight")
+
+
+# The decoder
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation in turns: `tokens` are ids, with one IMAGE for each image token; `grids` of the images in order.
+    `positions` (3, 1, tokens) are the runtime's own; `ends`: where each turn ends."""
+
+    tokens: list[int]
+    positions: NDArray[np.int64]
+    ends: list[int]
+    grids: list[Grid]
+
+
+def talk_of(turns: Sequence[Sequence[int | Grid]]) -> Talk:
+    """`turns`: in each, numbers of text tokens and grids of images."""
+    rng, tokens, ends = np.random.default_rng(len(turns)), list[int](), list[int]()
+    parts, grids, start = list[NDArray[np.int64]](), list[Grid](), 0
+
+    def say(ids: Sequence[int]) -> None:
+        nonlocal start
+        positions, start = text_positions(start, len(ids))
+        parts.append(positions)
+        tokens.extend(ids)
+
+    for turn in turns:
+        for item in turn:
+            if isinstance(item, int):
+                say(rng.integers(0, IMAGE, item).tolist())
+                continue
+            say([VISION_START])
+            positions, start = image_positions(start, *item)
+            parts.append(positions)
+            tokens += [IMAGE] * (item[0] * item[1])
+            grids.append(item)
+            say([VISION_END])
+        ends.append(len(tokens))
+    return Talk(tokens, np.concatenate(parts, 1)[:, None], ends, grids)
+
+
+# Six turns: the global view, a few words, crops in the middle of the conversation.
+TALKS: Final = {
+    "one image": talk_of([[3, (5, 7), 2], [1], [1], [4], [1], [2]]),
+    "two images": talk_of([[1, (4, 4)], [1], [2, (1, 6), 1], [1], [1], [3]]),
+    "four images": talk_of([[2, (6, 3), 1], [1], [(1, 1), 2], [1, (8, 5), (2, 9), 1], [1], [1]]),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What transformers makes of a talk: all logits of one forward (tokens, vocabulary), of which the embeddings are
+    (1, tokens, hidden), and the patches of its images, (patches, channels * patch_px^2)."""
+
+    logits: NDArray[np.float32]
+    embeds: NDArray[np.float32]
+    patches: NDArray[np.float32]
+
+
+def patch_grid(case: Case, grid: Grid) -> Grid:
+    return grid[0] * case.merge, grid[1] * case.merge
+
+
+def both_halves(patches: NDArray[np.float32]) -> Any:
+    """Patches of stills as transformers takes them: both times of a patch the same."""
+    return torch.from_numpy(patches).unflatten(1, (3, 1, -1)).expand(-1, -1, 2, -1).flatten(1)
+
+
+@cache
+def reference(case_name: str, talk_name: str) -> Reference:
+    model, talk, case = model_of(case_name), TALKS[talk_name], CASES[case_name]
+    grids = [patch_grid(case, grid) for grid in talk.grids]
+    count = sum(rows * cols for rows, cols in grids)
+    patches = np.random.default_rng(count).standard_normal((count, 3 * case.patch_px**2)).astype(np.float32)
+    ids = torch.tensor([talk.tokens])
+    images = ids == IMAGE
+    seen = {"pixel_values": both_halves(patches), "image_grid_thw": torch.tensor([(1, *grid) for grid in grids])}
+    with torch.inference_mode():
+        logits = model(input_ids=ids, mm_token_type_ids=images.int(), **seen).logits[0].numpy()
+        embeds = model.get_input_embeddings()(ids).clone()
+        embeds[images] = model.model.visual(seen["pixel_values"], grid_thw=seen["image_grid_thw"]).pooler_output
+    assert 0.3 < logits.std() < 30
+    return Reference(logits, embeds.numpy(), patches)
+
+
+class Part(SimpleNamespace):
+    """Stands in for a bundle of one decoder."""
+
+    def path(self, part: str) -> Path:
+        return self.graph
+
+
+def runtime(case_name: str, graph: Path) -> OnnxRuntimeCpu:
+    """The package's own backend on a decoder; it has no vision graph of these yet, so it is given the decoder twice."""
+    case = CASES[case_name]
+    spec = DecoderSpec(case.layers, case.kv_heads, case.head_dim, case.heads * case.head_dim, CAPACITY)
+    bundle: Any = Part(graph=graph, contract=SimpleNamespace(decoder=spec, precision="fp32"))
+    return OnnxRuntimeCpu(bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def graphs(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A graph of a case: `kind` is a builder, made once for each precision."""
+    root, made = tmp_path_factory.mktemp("graphs"), dict[tuple[str, str, str], Path]()
+
+    def graph(case_name: str, kind: Any, precision: Any = weights.FP32) -> Path:
+        key = (case_name, kind.__name__, precision.name)
+        if key not in made:
+            made[key] = root / f"{'_'.join(key)}.onnx"
+            kind.write(checkpoints.Checkpoint.open(saved(case_name)), precision, made[key])
+            onnx.checker.check_model(made[key])
+        return made[key]
+
+    return graph
+
+
+class Feed:
+    """Feeds a talk to a backend, any part of it at a time."""
+
+    def __init__(self, backend: OnnxRuntimeCpu, case_name: str, talk_name: str) -> None:
+        self.backend, self.talk, self.known = backend, TALKS[talk_name], reference(case_name, talk_name)
+        self.cache = backend.new_cache()
+
+    def until(self, end: int) -> NDArray[np.float32]:
+        """Appends tokens up to `end`; the logits after the last."""
+        new = slice(self.cache.length, end)
+        return self.backend.step(self.known.embeds[:, new], self.talk.positions[:, :, new], self.cache)
+
+
+@pytest.mark.parametrize("talk_name", TALKS)
+@pytest.mark.parametrize("case_name", GQA_CASES)
+def test_six_turns_in_place_equal_one_forward(graphs: Callable[..., Path], case_name: str, talk_name: str) -> None:
+    feed = Feed(runtime(case_name, graphs(case_name, decoders.Gqa)), case_name, talk_name)
+    logits = np.stack([feed.until(end) for end in feed.talk.ends])
+    assert len(logits) == 6
+    assert_near(logits, feed.known.logits[np.array(feed.talk.ends) - 1])
+    assert np.ptp(logits, axis=0).max() > 0.5, "the same logits after every turn"
+
+
+def test_any_cut_of_a_talk_gives_the_same(graphs: Callable[..., Path]) -> None:
+    """Token by token, all at once, and cut inside an image."""
+    backend = runtime("published", graphs("published", decoders.Gqa))
+    count = len(TALKS["two images"].tokens)
+    for ends in (range(1, count + 1), [count], [3, 9, 10, count]):
+        feed = Feed(backend, "published", "two images")
+        for end in ends:
+            assert_near(feed.until(end), feed.known.logits[end - 1])
+
+
+def test_a_rewound_conversation_goes_on_as_if_nothing_had_been_said(graphs: Callable[..., Path]) -> None:
+    case_name, talk_name = "seven_to_one", "four images"
+    feed = Feed(runtime(case_name, graphs(case_name, decoders.Gqa)), case_name, talk_name)
+    first, *_, last = feed.talk.ends
+    feed.until(first)
+    other = Feed(feed.backend, case_name, "one image")  # what is said instead, and then taken back
+    other.cache = feed.cache
+    other.until(first + 20)
+    feed.cache.rewind(first)
+    assert_near(feed.until(last), feed.known.logits[last - 1])
+    for length in (last - 1, first + 7, 1, 0):
+        feed.cache.rewind(length)
+        assert_near(feed.until(last), feed.known.logits[last - 1])
+
+
+def test_a_fork_leaves_its_origin_alone(graphs: Callable[..., Path]) -> None:
+    feed = Feed(runtime("published", graphs("published", decoders.Gqa)), "published", "two images")
+    end = feed.talk.ends[2]
+    feed.until(end)
+    fork: KVCache = feed.cache.fork()
+    feed.backend.step(-feed.known.embeds[:, :5], feed.talk.positions[:, :, :5], fork)
+    assert_near(feed.until(end + 1), feed.known.logits[end])
+
+
+def test_heads_that_the_fused_operator_does_not_turn_are_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    opened = checkpoints.Checkpoint.open(saved("short_heads"))
+    with pytest.raises(errors.ExportError, match=r"^heads of 8 values: the form gqa needs a multiple of 16$"):
+        decoders.Gqa.write(opened, weights.FP32, tmp_path / "decoder.onnx")
+
+
+def test_the_graph_is_fused_and_names_no_machine(graphs: Callable[..., Path]) -> None:
+    """One product for queries, keys and values; turning, attention and cache are one operator, sums and norms one."""
+    path, layers = graphs("published", decoders.Gqa), CASES["published"].layers
+    model = onnx.load(path, load_external_data=False)
+    names = [node.op_type for node in model.graph.node]
+    assert names.count("MatMul") == 5 * layers + 1
+    assert names.count("GroupQueryAttention") == names.count("QuickGelu") == layers
+    assert names.count("SkipSimplifiedLayerNormalization") == 2 * layers
+    assert len(names) < 12 * layers + 40
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+    assert str(path.parent).encode() not in path.read_bytes()
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(graphs: Callable[..., Path], saved: Any, tmp_path: Path) -> None:
+    made = graphs("published", decoders.Gqa)
+    again = tmp_path / made.name
+    decoders.Gqa.write(checkpoints.Checkpoint.open(saved("published")), weights.FP32, again)
+    for suffix in ("", ".data"):
+        assert again.with_name(again.name + suffix).read_bytes() == made.with_name(made.name + suffix).read_bytes()
+
+
+# Precisions
+
+# Of the largest logit, on models so small that rounding hardly averages out.
+TOLERANCES: Final = {"fp16": 0.01, "int8": 0.03}
+
+
+@pytest.mark.parametrize("precision", [weights.FP16, weights.Blocks(8, 16, accuracy_level=1)], ids=lambda p: p.name)
+def test_other_precisions_come_close(graphs: Callable[..., Path], precision: Any) -> None:
+    path, talk, known = (
+        graphs("published", decoders.Gqa, precision),
+        TALKS["one image"],
+        reference("published", "one image"),
+    )
+    case = CASES["published"]
+    kind = np.float16 if precision.name == "fp16" else np.float32
+    past = np.zeros((1, case.kv_heads, CAPACITY, case.head_dim), kind)
+    feeds = {past_name(layer, part): past for layer in range(case.layers) for part in ("key", "value")}
+    feeds |= {INPUTS_EMBEDS: known.embeds, POSITION_IDS: talk.positions, KV_LENGTH: np.zeros(1, np.int64)}
+    logits = session(path).run([LOGITS], feeds)[0]
+    assert logits.dtype == np.float32
+    assert_near(logits[0, 0], known.logits[-1], TOLERANCES[precision.name])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shape", [(5, 32), (3, 50), (4, 7), (6, 96)], ids=str)
+def test_blocks_are_multiplied_as_they_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, symmetric: bool, shape: tuple[int, int]
+) -> None:
+    """The operator reads steps, scales and zeros as we wrote them, and no weight is further off than its step."""
+    monkeypatch.setattr(weights, "ROWS_AT_ONCE", 2)
+    rng = np.random.default_rng(bits)
+    weight = rng.standard_normal(shape).astype(np.float32) + 0.7
+    weight[1], weight[2, 0] = 0, -9  # a row that is zeros, and one with a value that is far off
+    weight[0] *= np.float32(1e-40)  # smaller than what has a reciprocal
+    precision = weights.Blocks(bits, 32, symmetric, accuracy_level=1)
+    steps, scales, zeros = precision.round(weight)
+    rounded = ((steps.astype(np.float32) - zeros[..., None]) * scales[..., None]).reshape(shape[0], -1)
+    assert not rounded[:, shape[1] :].any(), "what fills the last block up is not 0"
+    rounded = rounded[:, : shape[1]]
+    # The largest of the other sign of a symmetric block may be cut by one step.
+    step = np.abs(scales).repeat(32, 1)[:, : shape[1]]
+    assert (np.abs(rounded - weight) <= (1.001 if symmetric else 0.501) * step + 1e-37).all()
+    assert (rounded[1] == 0).all()
+
+    bias = rng.standard_normal(shape[0]).astype(np.float32)
+    path = tmp_path / "linear.onnx"
+    with graph_files.Graph(path, 18) as graph:
+        x = graph.input("x", onnx.TensorProto.FLOAT, (1, "n", shape[1]))
+        graph.node("Identity", (precision.linear(graph, x, "linear", weight, bias),), output="y")
+        graph.output("y", onnx.TensorProto.FLOAT, (1, "n", shape[0]))
+    given = rng.standard_normal((1, 3, shape[1])).astype(np.float32)
+    assert_near(session(path).run(None, {"x": given})[0], given @ rounded.T + bias, 1e-5)
+
+
+def test_four_bits_are_those_of_onnxruntime(tmp_path: Path) -> None:
+    """Of whose quantiser only the symmetric rounding is compared: it keeps weights of other graphs."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    weight = np.random.default_rng(0).standard_normal((24, 64)).astype(np.float32)
+    path = tmp_path / "linear.onnx"
+    with graph_files.Graph(path, 18) as graph:
+        x = graph.input("x", onnx.TensorProto.FLOAT, (1, "n", 64))
+        graph.node("Identity", (weights.FP32.linear(graph, x, "linear", weight),), output="y")
+        graph.output("y", onnx.TensorProto.FLOAT, (1, "n", 24))
+    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=1, bits=4)
+    quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    quantizer.process()
+    theirs = {
+        len(tensor.dims): onnx.numpy_helper.to_array(tensor) for tensor in quantizer.model.model.graph.initializer
+    }
+    steps, scales, _ = weights.Blocks(4, 32).round(weight)
+    packed = steps[..., ::2] | steps[..., 1::2] << 4
+    assert_array_equal(packed, theirs[3])
+    assert_array_equal(scales.reshape(-1), theirs[min(theirs)].reshape(-1))
+
+
+def test_weights_that_overflow_a_half_are_refused(tmp_path: Path) -> None:
+    weight = np.full((2, 2), 7e4, np.float32)
+    with pytest.raises(errors.ExportError, match=r"^mlp holds 7e\+04, which is too large for float16; use fp32$"):
+        weights.FP16.linear(graph_files.Graph(tmp_path / "x.onnx", 18), "x", "mlp", weight)
+    for bits, block in ((3, 32), (4, 8), (4, 48)):
+        with pytest.raises(ValueError, match=r"are supported|is needed"):
+            weights.Blocks(bits, block)
+
+
+# Files
+
+
+def test_large_constants_lie_in_pages_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "sums.onnx"
+    large = [np.arange(size, dtype=np.float32) for size in (300, 5000)]
+    with graph_files.Graph(path, 18) as graph:
+        x = graph.input("x", onnx.TensorProto.FLOAT, ("n", 1))
+        y = graph.input("y", onnx.TensorProto.FLOAT, ("n", 1))
+        for name, value, other in zip("ab", large, (x, y), strict=True):
+            more = graph.node("Add", (other, graph.number(2)))
+            graph.node("Add", (more, graph.constant(value)), output=name)
+            graph.output(name, onnx.TensorProto.FLOAT, ("n", len(value)))
+    model = onnx.load(path, load_external_data=False)
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in model.graph.initializer]
+    assert [place.get("offset") for place in places] == [None, "0", "4096"], "the number 2 is one constant"
+    assert (tmp_path / "sums.onnx.data").stat().st_size == 4096 + 4 * 5000
+    ones = np.ones((1, 1), np.float32)
+    for found, value in zip(session(path).run(None, {"x": ones, "y": ones}), large, strict=True):
+        assert_array_equal(found[0], value + 3)
+
+
+def test_no_graph_is_written_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    with pytest.raises(ValueError, match="half"), graph_files.Graph(path, 18) as graph:
+        fail(graph)
+    assert not path.exists()
+
+
+def fail(graph: Any) -> None:
+    graph.constant(np.zeros(10_000, np.float32))
+    raise ValueError("half")
