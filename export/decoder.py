@@ -1,8 +1,10 @@
 """The decoder of a checkpoint as an ONNX graph with its KV cache in fixed buffers, written layer by layer.
 
-Forms take and give tensors of the same names (qcheck/contract.py); `past.*` and `present.*` may be one buffer:
+Two forms take and give tensors of the same names (qcheck/contract.py); `past.*` and `present.*` may be one buffer:
 
 - `Gqa`: for ONNX Runtime, one conversation. Its fused operators, of which attention also turns queries and keys.
+- `Std24`: operators of ONNX's opset 24 only, with an explicit mask. Any number of rows of different lengths; a step
+  appends equally many tokens to each.
 
 Capacity and number of tokens are free. Logits are those of each row's last token.
 """
@@ -17,7 +19,7 @@ from errors import ExportError
 from graph import MICROSOFT, Dim, Graph
 from numpy.typing import NDArray
 from onnx import TensorProto
-from operators import rms_norm
+from operators import rms_norm, silu
 from rotary import Rotary
 from weights import Precision
 
@@ -29,7 +31,7 @@ TURNED_AT_ONCE: Final = 16  # GroupQueryAttention turns no other heads than mult
 
 
 class Decoder(Builder):
-    """What forms share: the order of things, and everything that is linear."""
+    """What both forms share: the order of things, and everything that is linear."""
 
     rows: ClassVar[Dim]  # conversations in one call
 
@@ -119,7 +121,7 @@ class Gqa(Decoder):
         graph, half = self.graph, self.text.head_dim // 2
         if self.text.head_dim % TURNED_AT_ONCE:
             raise ExportError(
-                f"heads of {self.text.head_dim} values: the form gqa needs a multiple of {TURNED_AT_ONCE}"
+                f"heads of {self.text.head_dim} values: the form gqa needs a multiple of {TURNED_AT_ONCE}; use std24"
             )
         end = self._end()
         self.last = graph.cast(graph.node("Sub", (end, graph.ints(1))), TensorProto.INT32)
@@ -159,3 +161,45 @@ class Gqa(Decoder):
 
     def silu(self, x: str) -> str:
         return self.graph.node("QuickGelu", (x,), domain=MICROSOFT, alpha=1.0)
+
+
+class Std24(Decoder):
+    opset = 24
+    rows = "rows"
+
+    def prepare(self) -> None:
+        graph = self.graph
+        self.cos, self.sin = (
+            graph.node("Unsqueeze", (self.inner(angle), graph.ints(1))) for angle in (self.cos, self.sin)
+        )  # (rows, 1, tokens, head_dim / 2)
+        first, one = graph.number(0, TensorProto.INT64), graph.number(1, TensorProto.INT64)
+
+        def places(tensor: str, axis: int) -> str:
+            count = graph.node("Squeeze", (graph.dim(tensor, axis), graph.ints(0)))
+            return graph.node("Range", (first, count, one))
+
+        tokens = graph.node("Unsqueeze", (places(INPUTS_EMBEDS, 1), graph.ints(0, 2)))
+        ends = graph.node("Add", (graph.node("Unsqueeze", (KV_LENGTH, graph.ints(1, 2))), tokens))
+        seen = graph.node("LessOrEqual", (places(past_name(0, "key"), 2), ends))  # (rows, tokens, capacity)
+        self.mask = graph.node("Unsqueeze", (seen, graph.ints(1)))
+
+    def attend(self, qkv: str, past: tuple[str, str], present: tuple[str, str]) -> str:
+        graph, text = self.graph, self.text
+        sizes = graph.ints(text.heads, text.kv_heads, text.kv_heads)
+        heads = graph.transpose(graph.reshape(qkv, 0, 0, -1, text.head_dim), 0, 2, 1, 3)
+        q, k, v = graph.nodes("Split", (heads, sizes), 3, axis=1)
+        q, k = (self.rotary.turn(graph, part, self.cos, self.sin) for part in (q, k))
+        for before, new, after in zip(past, (k, v), present, strict=True):
+            graph.node("TensorScatter", (before, new, KV_LENGTH), output=after, axis=2, mode="linear")
+        out = graph.node("Attention", (q, *present, self.mask), scale=self.scale)
+        return graph.reshape(graph.transpose(out, 0, 2, 1, 3), 0, 0, -1)
+
+    def add_and_norm(self, x: str, more: str, norm: str) -> tuple[str, str]:
+        total = self.graph.node("Add", (x, more))
+        return total, rms_norm(self.graph, total, self._vector(norm), self.text.norm_eps)
+
+    def silu(self, x: str) -> str:
+        return silu(self.graph, x)
+
+
+FORMS: Final[dict[str, type[Decoder]]] = {"gqa": Gqa, "std24": Std24}

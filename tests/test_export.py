@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
@@ -25,7 +26,16 @@ from fake_model import library, script
 
 from qcheck.backends.onnxruntime import OnnxRuntimeCpu
 from qcheck.cache import KVCache
-from qcheck.contract import IMAGE_TOKENS, INPUTS_EMBEDS, KV_LENGTH, LOGITS, POSITION_IDS, DecoderSpec, past_name
+from qcheck.contract import (
+    IMAGE_TOKENS,
+    INPUTS_EMBEDS,
+    KV_LENGTH,
+    LOGITS,
+    POSITION_IDS,
+    DecoderSpec,
+    past_name,
+    present_name,
+)
 from qcheck.rope import image_positions, text_positions
 
 torch = library("torch")
@@ -187,11 +197,9 @@ def assert_near(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float = SAM
 
 
 def session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 # The checkpoint
@@ -611,7 +619,7 @@ def test_a_fork_leaves_its_origin_alone(graphs: Callable[..., Path]) -> None:
 def test_heads_that_the_fused_operator_does_not_turn_are_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
     opened = checkpoints.Checkpoint.open(saved("short_heads"))
     with pytest.raises(
-        errors.ExportError, match=r"^heads of 8 values: the form gqa needs a multiple of 16$"
+        errors.ExportError, match=r"^heads of 8 values: the form gqa needs a multiple of 16; use std24$"
     ):
         decoders.Gqa.write(opened, weights.FP32, tmp_path / "decoder.onnx")
 
@@ -637,27 +645,105 @@ def test_the_same_checkpoint_gives_the_same_bytes(graphs: Callable[..., Path], s
         assert again.with_name(again.name + suffix).read_bytes() == made.with_name(made.name + suffix).read_bytes()
 
 
+# The form for batches and for TensorRT
+
+
+class Rows:
+    """Conversations side by side in the std24 form, each with its own length."""
+
+    def __init__(self, graph: Path, case_name: str, talk_names: Sequence[str]) -> None:
+        case = CASES[case_name]
+        self.session, self.case = session(graph), case
+        self.talks = [TALKS[name] for name in talk_names]
+        self.known = [reference(case_name, name) for name in talk_names]
+        shape = (len(talk_names), case.kv_heads, CAPACITY, case.head_dim)
+        names = [(layer, part) for layer in range(case.layers) for part in ("key", "value")]
+        self.slots = [(past_name(*name), present_name(*name)) for name in names]
+        # What was there before must not matter.
+        self.buffers = {
+            past: ort.OrtValue.ortvalue_from_numpy(np.full(shape, 9.0, np.float32)) for past, _ in self.slots
+        }
+        self.lengths = np.zeros(len(talk_names), np.int64)
+
+    def step(self, count: int) -> NDArray[np.float32]:
+        """Appends the next `count` tokens to each; (rows, vocabulary) logits. Buffers are bound in place."""
+        spans = [slice(length, length + count) for length in self.lengths]
+        embeds = np.concatenate([known.embeds[:, span] for known, span in zip(self.known, spans, strict=True)])
+        places = np.concatenate([talk.positions[:, :, span] for talk, span in zip(self.talks, spans, strict=True)], 1)
+        binding = self.session.io_binding()
+        for name, value in ((INPUTS_EMBEDS, embeds), (POSITION_IDS, places), (KV_LENGTH, self.lengths.copy())):
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        binding.bind_output(LOGITS, "cpu")
+        for past, present in self.slots:
+            binding.bind_ortvalue_input(past, self.buffers[past])
+            binding.bind_ortvalue_output(present, self.buffers[past])
+        self.session.run_with_iobinding(binding)
+        self.lengths += count
+        logits: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+        return logits[:, 0]
+
+    def expected(self) -> NDArray[np.float32]:
+        """transformers' logits where each row stands."""
+        return np.stack([known.logits[length - 1] for known, length in zip(self.known, self.lengths, strict=True)])
+
+
+@pytest.mark.parametrize("talk_name", TALKS)
+@pytest.mark.parametrize("case_name", CASES)
+def test_std24_in_place_equals_one_forward(graphs: Callable[..., Path], case_name: str, talk_name: str) -> None:
+    """By the package's own backend: both forms take and give the same."""
+    feed = Feed(runtime(case_name, graphs(case_name, decoders.Std24)), case_name, talk_name)
+    for end in feed.talk.ends:
+        assert_near(feed.until(end), feed.known.logits[end - 1])
+    first, *_, last = feed.talk.ends
+    for length in (first, last - 1, 0):
+        feed.cache.rewind(length)
+        assert_near(feed.until(last), feed.known.logits[last - 1])
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_rows_of_different_lengths_are_as_if_alone(graphs: Callable[..., Path], case_name: str) -> None:
+    names = list(TALKS)
+    rows = Rows(graphs(case_name, decoders.Std24), case_name, names)
+    for count in (3, 1, 12, 1):
+        assert_near(rows.step(count), rows.expected())
+    # One goes back, another starts anew; all go on together.
+    rows.lengths[:] = (5, rows.lengths[1], 0)
+    for count in (4, 1, 1, 9):
+        assert_near(rows.step(count), rows.expected())
+
+
+def test_std24_has_no_operator_of_a_runtime(graphs: Callable[..., Path]) -> None:
+    model = onnx.load(graphs("published", decoders.Std24), load_external_data=False)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 24)]
+    assert {node.domain for node in model.graph.node} == {""}
+    fused = onnx.load(graphs("published", decoders.Gqa), load_external_data=False)
+    for ours, theirs in ((model.graph.input, fused.graph.input), (model.graph.output, fused.graph.output)):
+        assert [value.name for value in ours] == [value.name for value in theirs]
+
+
 # Precisions
 
 # Of the largest value, on models of 16 to 64 values a token, where rounding hardly averages out.
 TOLERANCES: Final = {"fp16": 0.01, "int8": 0.06}
 
 
-@pytest.mark.parametrize("precision", [weights.FP16, weights.Blocks(8, 16, accuracy_level=1)], ids=lambda p: p.name)
-def test_other_precisions_come_close(graphs: Callable[..., Path], precision: Any) -> None:
-    path, talk, known = (
-        graphs("published", decoders.Gqa, precision),
-        TALKS["one image"],
-        reference("published", "one image"),
-    )
-    case = CASES["published"]
-    kind = np.float16 if precision.name == "fp16" else np.float32
-    past = np.zeros((1, case.kv_heads, CAPACITY, case.head_dim), kind)
+def first_step(graph: Path, cache_dtype: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits after a whole talk in one step of a graph of the published case, and transformers'."""
+    case, talk, known = CASES["published"], TALKS["one image"], reference("published", "one image")
+    past = np.zeros((1, case.kv_heads, CAPACITY, case.head_dim), cache_dtype)
     feeds = {past_name(layer, part): past for layer in range(case.layers) for part in ("key", "value")}
     feeds |= {INPUTS_EMBEDS: known.embeds, POSITION_IDS: talk.positions, KV_LENGTH: np.zeros(1, np.int64)}
-    logits = session(path).run([LOGITS], feeds)[0]
+    logits = session(graph).run([LOGITS], feeds)[0]
     assert logits.dtype == np.float32
-    assert_near(logits[0, 0], known.logits[-1], TOLERANCES[precision.name])
+    return logits[0, 0], known.logits[-1]
+
+
+@pytest.mark.parametrize("precision", [weights.FP16, weights.Blocks(8, 16, accuracy_level=1)], ids=lambda p: p.name)
+@pytest.mark.parametrize("form", decoders.FORMS)
+def test_other_precisions_come_close(graphs: Callable[..., Path], form: str, precision: Any) -> None:
+    graph = graphs("published", decoders.FORMS[form], precision)
+    cache_dtype = np.float16 if precision.name == "fp16" else np.float32
+    assert_near(*first_step(graph, cache_dtype), TOLERANCES[precision.name])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
