@@ -182,7 +182,7 @@ class Architecture:
 def _text(settings: Settings) -> TextArchitecture:
     rope = _object(settings.get("rope_scaling") or settings.get("rope_parameters") or {}, "rope_parameters")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if "mrope" not in (kind, rope.get("type")) and kind != "default":
+    if kind not in ("default", "mrope"):
         raise ExportError(f"{CONFIG_FILE} asks for the rope type {kind!r}; supported: default, mrope")
     if settings.get("use_sliding_window"):
         raise ExportError(f"{CONFIG_FILE} asks for sliding window attention, which is not supported")
@@ -249,11 +249,12 @@ def _is_count(value: Any, least: int) -> bool:
 
 def _count(settings: Settings, key: str, default: int | None = None) -> int:
     value = settings.get(key)
-    value = default if value is None else value
-    _fits(value is not None, f"{key} is missing")
+    if value is None:
+        value = default
+    if value is None:
+        raise ExportError(f"{CONFIG_FILE}: {key} is missing")
     _fits(_is_count(value, 1), f"{key} must be a positive integer, not {value!r}")
-    checked: int = value
-    return checked
+    return int(value)
 
 
 def _counts(settings: Settings, key: str, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from checkpoint import Checkpoint
 from graph import Graph
@@ -22,8 +22,7 @@ class Builder(ABC):
     def write(cls, checkpoint: Checkpoint, precision: Precision, path: Path) -> None:
         """Writes the graph to `path` and its weights to `path`.data. Raises ExportError."""
         with Graph(path, cls.opset) as graph:
-            builder: Self = cls(checkpoint, precision, graph)
-            builder.build()
+            cls(checkpoint, precision, graph).build()
 
     @abstractmethod
     def build(self) -> None:

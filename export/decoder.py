@@ -3,8 +3,8 @@
 Two forms take and give tensors of the same names (qcheck/contract.py); `past.*` and `present.*` may be one buffer:
 
 - `Gqa`: for ONNX Runtime, one conversation. Its fused operators, of which attention also turns queries and keys.
-- `Std24`: operators of ONNX's opset 24 only, with an explicit mask. Any number of rows of different lengths; a step
-  appends equally many tokens to each.
+- `Std24`: operators of ONNX's opset 24 only, but for what a precision brings, with an explicit mask. Any number of rows
+  of different lengths; a step appends equally many tokens to each.
 
 Capacity and number of tokens are free. Logits are those of each row's last token.
 """

@@ -2,8 +2,8 @@
 
 A still shows both temporal halves of a patch the same picture, so the halves of the patch weights are added once and a
 patch is channels * patch_px^2 numbers. Patches stay in the order in which they come; for attention they are gathered
-into padded segments (windows.py). Operators of ONNX's opset 18 only; the scores of a segment are in memory at once:
-heads * longest^2 numbers for each image of a call, of which a runtime may make several copies.
+into padded segments (windows.py). Operators of ONNX's opset 18 only, but for what a precision brings. Scores are in
+memory at once: heads * longest^2 numbers for each image of a call, of which a runtime may make several copies.
 """
 
 import numpy as np

@@ -139,4 +139,5 @@ class Blocks:
         if self.bits == 8:
             return values
         even = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
-        return even[..., ::2] | even[..., 1::2] << 4
+        packed: NDArray[np.uint8] = even[..., ::2] | (even[..., 1::2] << 4).astype(np.uint8)
+        return packed

@@ -325,6 +325,10 @@ BAD_CONFIGS: Final[dict[str, tuple[Edit, str]]] = {
         "has a quantization_config; export the checkpoint it was quantised from",
     ),
     "yarn": (rope_set(rope_type="yarn"), "asks for the rope type 'yarn'; supported: default, mrope"),
+    "yarn beside M-RoPE": (
+        rope_set(rope_type="yarn", type="mrope"),
+        "asks for the rope type 'yarn'; supported: default, mrope",
+    ),
     "linear, as it was spelled": (
         text_set(rope_scaling={"type": "linear", "factor": 2.0}),
         "asks for the rope type 'linear'; supported: default, mrope",
