@@ -22,7 +22,7 @@ torch = library("torch")
 transformers = library("transformers")
 pytest.importorskip("trl", reason="needs trl; pip install -e '.[large]'")
 script("defects")  # puts training/ on the path
-from large import answers, conversations, environment, stages, views  # noqa: E402
+from large import answers, conversations, environment, hawkeye, patches, stages, views  # noqa: E402
 
 grpo, tasks, defects = script("grpo"), script("tasks"), script("defects")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -277,6 +277,59 @@ def test_ranking_takes_a_step(photos: Path, tmp_path: Path) -> None:
     assert trainer.state.log_history[0]["rewards/quality/std"] > 0
 
 
+def test_patches_become_the_pictures_they_were_made_of() -> None:
+    images = processor().image_processor
+    shapes = ((56, 84), (140, 56), (28, 28))
+    pictures = [
+        np.random.default_rng(i).integers(0, 256, (*shape, 3), dtype=np.uint8) for i, shape in enumerate(shapes)
+    ]
+    made = images(images=[Image.fromarray(p) for p in pictures], min_pixels=28 * 28, return_tensors="pt")
+    layout = patches.Patches(images)
+    grids = made["image_grid_thw"].tolist()
+    for picture, part, (_, rows, cols) in zip(
+        pictures, made["pixel_values"].split([t * h * w for t, h, w in grids]), grids, strict=True
+    ):
+        again = layout.picture(part, rows, cols)
+        if again.shape == picture.shape:  # the processor enlarges what is smaller than its least
+            np.testing.assert_array_equal(again, picture)
+        torch.testing.assert_close(layout.of(again), part, atol=1e-5, rtol=0)
+
+
+def test_an_answer_shall_rest_on_what_is_seen(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is less by what the words lose when the photo is degraded; after a third of the steps it is the policy's
+    alone."""
+    taught_by: list[tuple[float, float]] = []
+    plain = hawkeye.HawkeyeTrainer._compute_loss
+
+    def compared(trainer: Any, taught: Any, inputs: Any) -> Any:
+        weighed = []
+        for gamma in (0.0, 0.5):
+            monkeypatch.setattr(hawkeye.losses, "perception_weight", lambda *_, gamma=gamma: gamma)
+            weighed.append(plain(trainer, taught, inputs))
+        monkeypatch.undo()
+        monkeypatch.setattr(hawkeye.HawkeyeTrainer, "_compute_loss", compared)
+        worse = trainer._degraded(inputs)
+        assert worse.shape == inputs["pixel_values"].shape
+        assert not torch.allclose(worse, inputs["pixel_values"], atol=0.1)
+        taught_by.append((weighed[0].item(), weighed[1].item()))
+        assert weighed[1].grad_fn is not None
+        return weighed[1]
+
+    monkeypatch.setattr(hawkeye.HawkeyeTrainer, "_compute_loss", compared)
+    scores = iter([4.0, 2.0, 3.0, 1.0] * 20)
+    settings = grpo.Settings(images=2, rollouts=2, rate=1e-2, perception_loss=True)
+    made = processor()
+    taught = model(made)
+    scripted(made, taught, lambda _: answers.spell(next(scores), [], {}))
+    keys = {"rated": photos, "batch": 4, "policy": settings, "max_new_tokens": 200}
+    trainer = stages.reinforce(config(tmp_path, **keys), taught, made, zoom=False)
+    assert moved(trainer)
+    ((without, with_it),) = taught_by
+    apart = trainer.state.log_history[0]["perception"]
+    assert apart > 0
+    assert without - with_it == pytest.approx(0.5 * apart, rel=1e-3)
+
+
 def test_refinement_zooms_into_the_photo(photos: Path, tmp_path: Path) -> None:
     """Half of the rollouts call the tool, get a real crop, and answer after it."""
     turns: list[str] = []
@@ -318,9 +371,6 @@ def test_a_config_with_a_checkpoint_is_one_of_a_large_model(tmp_path: Path, caps
 
 def test_what_is_not_served_is_said(photos: Path, tmp_path: Path) -> None:
     made = processor()
-    settings = grpo.Settings(perception_loss=True)
-    with pytest.raises(stages.RunError, match="served for nano only"):
-        stages.reinforce(config(tmp_path, rated=photos, policy=settings), None, made, False)
     with pytest.raises(stages.RunError, match="rated or vista"):
         stages.reinforce(config(tmp_path), None, made, False)
     with pytest.raises(stages.RunError, match=r"holds no config\.json"):

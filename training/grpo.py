@@ -17,7 +17,6 @@ import losses
 import numpy as np
 import rewards
 import torch
-from degradations import BANK
 from look import FoldEyes
 from nano import Nano
 from narrator import Shown, Speller
@@ -29,6 +28,7 @@ from scipy.stats import spearmanr
 from sft import Trainer
 from tasks import Task, batch
 from torch import Tensor
+from worse import Worse
 
 from qcheck.engine import Sampler
 from qcheck.photo import Photo
@@ -37,9 +37,6 @@ from qcheck.survey import under
 from qcheck.tiles import planar, view_of, whole
 
 REWARDS: Final = ("ranking", "decoupled", "both")
-# Q-Hawkeye degrades the photo by one of noise, blur, JPEG and darkening, and half of the time by a second.
-DEGRADED_BY: Final = ("white_noise", "gaussian_blur", "jpeg", "darken")
-SECOND_SHARE: Final = 0.5
 CHUNK_TOKENS: Final = 12_000  # of one forward pass: what bounds its memory
 
 
@@ -118,15 +115,6 @@ def with_peers(known: Tensor, domains: Sequence[str]) -> Tensor:
     """Labels (images,), without those that no other image of their domain has in this batch: nothing to compare."""
     there = [(bool(torch.isfinite(value)), domain) for value, domain in zip(known, domains, strict=True)]
     return torch.where(torch.tensor([there.count((True, domain)) > 1 for domain in domains]), known, torch.nan)
-
-
-def degraded(photo: Photo, rng: np.random.Generator) -> Photo:
-    """The same photo, worse."""
-    pixels = np.ascontiguousarray(photo.pixels)
-    names = rng.choice(DEGRADED_BY, 2 if rng.random() < SECOND_SHARE else 1, replace=False)
-    for name in names:
-        pixels = BANK[str(name)](pixels, int(rng.integers(3, 6)), int(rng.integers(2**31)))
-    return Photo.from_pixels(pixels)
 
 
 def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, survey: NDArray[np.float32]) -> Shown:
@@ -225,7 +213,7 @@ def _twins(
     out = []
     for task, group in zip(tasks, groups, strict=True):
         policy.look_as_at(task)
-        worse = degraded(Photo.open(str(task.path)), rng)
+        worse = Photo.from_pixels(Worse.drawn(rng).of(np.ascontiguousarray(Photo.open(str(task.path)).pixels)))
         survey = survey_of(np.ascontiguousarray(worse.pixels))
         known: dict[Any, Shown] = {}
         for rollout in group:

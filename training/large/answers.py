@@ -70,6 +70,11 @@ def parse(text: str) -> Answer | None:
     return Answer(score, boxes, attributes)
 
 
+def score_of(answer: Answer | None) -> float:
+    """NaN where there is none."""
+    return math.nan if answer is None else answer.score
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import advantages
 import grpo
 import numpy as np
 import rewards
@@ -26,12 +25,14 @@ from runs import RunError
 from tasks import Task, tasks_of
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 from trl.chat_template_utils import qwen3_vl_chat_template, qwen3_vl_training_chat_template
 
-from large.answers import Answer, parse
+from large.answers import Answer, parse, score_of
 from large.conversations import conversation, first_messages, lines_of
 from large.environment import PhotoEnvironment
+from large.hawkeye import HawkeyeTrainer
+from large.patches import Patches
 from large.views import global_view, shown
 from qcheck.photo import Photo
 from qcheck.tiles import photo_box
@@ -184,7 +185,7 @@ class Judge:
         settings, groups = self.config.policy, groups_of(path, self.config.policy.rollouts)
         answers = [parse(said(completion)) for completion in completions]
         tasks = [_task(task[group[0]]) for group in groups]
-        scores = torch.tensor([[_score(answers[i]) for i in group] for group in groups])
+        scores = torch.tensor([[score_of(answers[i]) for i in group] for group in groups])
         attributes = {
             name: torch.tensor([[_attribute(answers[i], name) for i in group] for group in groups])
             for name in settings.attributes
@@ -233,36 +234,13 @@ def said(completion: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
 
 
-def _score(answer: Answer | None) -> float:
-    return np.nan if answer is None else answer.score
-
-
 def _attribute(answer: Answer | None, name: str) -> float:
     return np.nan if answer is None else answer.attributes.get(name, np.nan)
 
 
-class HawkeyeTrainer(GRPOTrainer):
-    """GRPO whose advantages count less where an image's rollouts disagree (Q-Hawkeye)."""
-
-    judge: Judge
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        output = super()._generate_and_score_completions(inputs)
-        settings = self.judge.config.policy
-        if settings.uncertainty_weight:
-            texts = self.processing_class.batch_decode(output["completion_ids"], skip_special_tokens=True)
-            scores = torch.tensor([_score(parse(text)) for text in texts]).reshape(-1, settings.rollouts)
-            doubt = advantages.uncertainty(scores)
-            known = output["advantages"].reshape(-1, settings.rollouts)
-            output["advantages"] = advantages.certain(known, doubt.to(known)).flatten()
-        return output
-
-
-def reinforce(config: Config, model: Any, processor: Any, zoom: bool) -> GRPOTrainer:
+def reinforce(config: Config, model: Any, processor: Any, zoom: bool) -> HawkeyeTrainer:
     """Stage 1 (no zoom) and stage 3. Raises RunError for what is not served."""
     settings = config.policy
-    if settings.perception_loss:
-        raise RunError("policy.perception_loss is served for nano only; leave it out of a large model's config")
     found = tasks_of(config.rated, config.vista, config.small, "train", config.domain)
     if len(found) < 2:
         raise RunError("rated or vista must name at least two training photos")
@@ -304,7 +282,7 @@ def reinforce(config: Config, model: Any, processor: Any, zoom: bool) -> GRPOTra
         peft_config=adapter(config),
         **environment,
     )
-    trainer.judge = judge
+    trainer.settings, trainer.patches = settings, Patches(processor.image_processor)
     return trainer
 
 
