@@ -1,6 +1,6 @@
 """Stages 1 to 3 on a Qwen2.5-VL checkpoint, by TRL's trainers: what they lack is ours (the ranking reward, which
-compares images of a batch; Q-Hawkeye's parts, hawkeye.py; the photo that can be zoomed into). Run by train.py; for several
-GPUs or nodes
+compares images of a batch; Q-Hawkeye's parts, hawkeye.py; the photo that can be zoomed into). Run by train.py; for
+several GPUs or nodes
 
     accelerate launch --config_file deepspeed_zero3.yaml training/train.py refine --config refine-7b.toml
 
