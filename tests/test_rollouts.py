@@ -140,7 +140,7 @@ def test_attributes_that_one_photo_alone_has_are_left_out(policy: Any, photos: l
     assert not torch.allclose(found[:2], plain[:2])
 
 
-def test_a_photo_degraded_is_seen_otherwise(policy: Any, photos: list[Any]) -> None:
+def test_a_photo_degraded_is_seen_otherwise(policy: Any, photos: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The twins hold the same words; where nothing is degraded, they are worth the same."""
     settings = grpo.Settings(max_probes=1, images=2, rollouts=2)
     groups = policy.groups(photos[1:3], settings, np.random.default_rng(2))
@@ -150,12 +150,8 @@ def test_a_photo_degraded_is_seen_otherwise(policy: Any, photos: list[Any]) -> N
     assert [t.example.tokens for t in twins] == [r.example.tokens for r in flat]
     other, _ = probabilities(policy, twins)
     assert float(((now - other).abs() * mask).max()) > 1e-3
-    same = grpo.degraded
-    try:
-        grpo.degraded = lambda photo, rng: photo
-        twins = grpo._twins(policy, photos[1:3], groups, np.random.default_rng(3))
-    finally:
-        grpo.degraded = same
+    monkeypatch.setattr(grpo.Worse, "of", lambda _, pixels: pixels)
+    twins = grpo._twins(policy, photos[1:3], groups, np.random.default_rng(3))
     other, _ = probabilities(policy, twins)
     assert float(((now - other).abs() * mask).max()) < 1e-3
 
