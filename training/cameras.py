@@ -1,17 +1,15 @@
 """The same clean photo as another camera might have given it: what is clean stays clean, but cannot be learned by
 heart, and what no photo lacks (faint grain, a file's compression) cannot be taken for damage."""
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from distortions.codecs import through
 from PIL import Image, ImageEnhance, ImageFilter
+from pixels import Pixels
 from scipy.ndimage import gaussian_filter
-
-Pixels = NDArray[np.uint8]
 
 GRAIN_SHARE: Final = 0.5
 GRAIN: Final = (0.4, 4.0)  # least and greatest standard deviation, codes: seen in flat places at most
@@ -49,8 +47,7 @@ def grained(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """With the grain that a sensor gives all of a photo."""
     sigma = math.exp(rng.uniform(*(math.log(bound) for bound in GRAIN)))
     softness, colour, in_light = (rng.uniform(0, most) for most in (GRAIN_SOFTNESS, GRAIN_COLOUR, GRAIN_IN_LIGHT))
-    side = (GRAIN_TILE_PX, GRAIN_TILE_PX, 1)
-    luma, chroma = (rng.standard_normal((*side[:2], n), dtype=np.float32) for n in (1, 3))
+    luma, chroma = (rng.standard_normal((GRAIN_TILE_PX, GRAIN_TILE_PX, n), dtype=np.float32) for n in (1, 3))
     grain = gaussian_filter(
         math.sqrt(1 - colour) * luma + math.sqrt(colour) * chroma, (softness, softness, 0), mode="wrap"
     )
@@ -81,6 +78,4 @@ class Saving:
         """The photo as it is read again."""
         if self.quality is None:
             return pixels
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality, subsampling=self.subsampling)
-        return np.array(Image.open(file))
+        return through(pixels, "JPEG", quality=self.quality, subsampling=self.subsampling)

@@ -233,18 +233,21 @@ def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Ten
 
 
 @torch.inference_mode()
-def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
+def said_of(quality: Quality, items: list[Item]) -> list[list[float]]:
+    """What is said of the first view of each sample, output by output."""
     quality.eval()
-    guess = [float(quality(torch.from_numpy(item.read(0).astype(np.float32))[None])) for item in items]
+    return [quality(torch.from_numpy(item.read(0).astype(np.float32))[None])[0].tolist() for item in items]
+
+
+def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
+    guess = [said for (said,) in said_of(quality, items)]
     truth = [item.sample["score"] for item in items]
     return {"dev_srcc": float(spearmanr(guess, truth)[0]), "dev_plcc": float(pearsonr(guess, truth)[0])}
 
 
-@torch.inference_mode()
 def told_apart(attributes: Quality, items: list[Item], names: Sequence[str]) -> dict[str, float]:
     """How each attribute of photos broken all over ranks with the true one."""
-    attributes.eval()
-    guess = [attributes(torch.from_numpy(item.read(0).astype(np.float32))[None])[0].tolist() for item in items]
+    guess = said_of(attributes, items)
     truth = [[item.sample["attributes"][name] for name in names] for item in items]
     columns = zip(names, zip(*guess, strict=True), zip(*truth, strict=True), strict=True) if items else ()
     return {f"dev_{name}_srcc": float(spearmanr(said, true)[0]) for name, said, true in columns}

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from cameras import Pixels, Saving, varied
+from cameras import Saving, varied
 from defects import CLEAN_SCORE, PHOTOS
 from degradations import BANK
 from importance import image_signature
@@ -40,6 +40,7 @@ from negatives import NEGATIVES
 from numpy.typing import NDArray
 from photos import Rated, Source, Split, pristine_photos, rated_photos
 from PIL import Image
+from pixels import Pixels
 from samples import eyes_file
 from stores import SurveyStore, ViewStore
 from vista import DAMAGED_SCENES, DAMAGED_SHARE, LARGE_WEIGHT, REGIONS, SCENES, choose

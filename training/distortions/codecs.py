@@ -8,7 +8,8 @@ from PIL import Image
 from pixels import Pixels
 
 
-def _through(pixels: Pixels, codec: str, **options: Any) -> Pixels:
+def through(pixels: Pixels, codec: str, **options: Any) -> Pixels:
+    """As they are read again from a file. `codec`, `options`: Pillow's."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, codec, **options)
     return np.asarray(Image.open(buffer).convert("RGB"))
@@ -23,25 +24,25 @@ def jpeg2000(pixels: Pixels, ratio: float, rng: np.random.Generator) -> Pixels:
         "irreversible": True,
         "num_resolutions": halvings + 1,
     }
-    return _through(pixels, "JPEG2000", **options)
+    return through(pixels, "JPEG2000", **options)
 
 
 def jpeg(pixels: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    return _through(pixels, "JPEG", quality=round(quality))
+    return through(pixels, "JPEG", quality=round(quality))
 
 
 def double_jpeg(pixels: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
     """Saved twice, the second time with the 8 x 8 grid elsewhere, as when a cut photo is shared again."""
     down, across = (int(o) for o in rng.integers(1, 8, 2))
     wide = np.pad(pixels, ((down, 0), (across, 0), (0, 0)), mode="edge")
-    first = _through(wide, "JPEG", quality=round(quality))[down:, across:]
-    return _through(np.ascontiguousarray(first), "JPEG", quality=round(quality) + 2)
+    first = through(wide, "JPEG", quality=round(quality))[down:, across:]
+    return through(np.ascontiguousarray(first), "JPEG", quality=round(quality) + 2)
 
 
 def webp(pixels: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    return _through(pixels, "WEBP", quality=round(quality))
+    return through(pixels, "WEBP", quality=round(quality))
 
 
 def avif(pixels: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
     # One thread and the fastest setting: the same bytes on every machine with the same library, soon.
-    return _through(pixels, "AVIF", quality=round(quality), speed=10, max_threads=1)
+    return through(pixels, "AVIF", quality=round(quality), speed=10, max_threads=1)

@@ -35,7 +35,8 @@ class HawkeyeTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if torch.is_grad_enabled():  # what the policy loss is made of: its perception twin is asked the same
+        # What the policy loss is made of: its perception twin is asked the same. Else it would be kept for nothing.
+        if self.settings.perception_loss and torch.is_grad_enabled():
             self._asked = (found[0], args, kwargs)
         return found
 
