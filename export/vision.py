@@ -2,8 +2,8 @@
 
 A still shows both temporal halves of a patch the same picture, so the halves of the patch weights are added once and a
 patch is channels * patch_px^2 numbers. Patches stay in the order in which they come; for attention they are gathered
-into padded segments (windows.py). Operators of ONNX's opset 18 only, but for what a precision brings. Scores are in
-memory at once: heads * longest^2 numbers for each image of a call, of which a runtime may make several copies.
+into padded segments (qcheck/windows.py). Operators of ONNX's opset 18 only, but for what a precision brings. Scores are
+in memory at once: heads * longest^2 numbers for each image of a call, of which a runtime may make several copies.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from operators import gelu, rms_norm, silu
 from rotary import Rotary
 from weights import Precision
-from windows import IMAGES, INDEX, MASK, PATCH_POSITIONS, PATCHES, PLACE, WINDOWS
 
 from qcheck.contract import IMAGE_TOKENS
+from qcheck.windows import IMAGES, INDEX, MASK, PATCH_POSITIONS, PATCHES, PLACE, WINDOWS
 
 
 class VisionTower(Builder):

@@ -1,21 +1,19 @@
 """A model on disk: the contract, the files it names, and their checksums, verified before anything is loaded."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qcheck.contract import CONTRACT_FILE, Contract, sha256_of
+from qcheck.embeddings import Embeddings, read_safetensor
 from qcheck.errors import BundleError
 from qcheck.verdict import ModelInfo
 
 EMBEDDED: Final = "nano"
 PARTS: Final = ("vision", "decoder", "embeddings", "tokenizer", "card")
+GRAPHS: Final = ("vision", "decoder")
 EMBEDDINGS_TENSOR: Final = "embeddings"
 _READ_BYTES: Final = 1 << 20
 
@@ -48,6 +46,11 @@ class Bundle:
             raise BundleError(f"{path} names no file for {', '.join(missing)}")
         for entry in contract.files.values():
             _verify(directory, entry.path, entry.bytes, entry.sha256)
+        listed = {entry.path for entry in contract.files.values()}
+        for part in GRAPHS:  # the runtime reads a graph's data by itself, so no such file may go unchecked
+            data = data_name(contract.files[part].path)
+            if data not in listed and (directory / data).exists():
+                raise BundleError(f"{path} does not list {data}; the bundle was changed, get it again")
         return cls(directory, contract, sha256_of(text))
 
     @property
@@ -62,9 +65,17 @@ class Bundle:
         """The model card, Markdown."""
         return self.path("card").read_text(encoding="utf-8")
 
-    def embeddings(self) -> NDArray[np.float32]:
-        """(vocabulary, hidden) float32 token embeddings."""
-        return read_safetensor(self.path("embeddings"), EMBEDDINGS_TENSOR)
+    def embeddings(self) -> Embeddings:
+        """(vocabulary, hidden) token embeddings. Raises BundleError."""
+        table = read_safetensor(self.path("embeddings"), EMBEDDINGS_TENSOR)
+        if table.ndim != 2:
+            raise BundleError(f"{self.path('embeddings')} holds embeddings of {table.ndim} dimensions instead of 2")
+        return Embeddings(table)
+
+
+def data_name(graph: str) -> str:
+    """Where the large constants of a graph lie that is in the file `graph`."""
+    return f"{graph}.data"
 
 
 def _verify(directory: Path, name: str, size: int, sha256: str) -> None:
@@ -85,21 +96,3 @@ def _verify(directory: Path, name: str, size: int, sha256: str) -> None:
         raise BundleError(f"{CONTRACT_FILE} names {name!r}, which cannot be a file") from None
     if digest.hexdigest() != sha256:
         raise BundleError(f"{path} does not match its checksum; the bundle is damaged or was changed, get it again")
-
-
-def read_safetensor(path: Path, name: str) -> NDArray[np.float32]:
-    """One float32 tensor of a safetensors file (8-byte little-endian header length, JSON header, raw data).
-
-    Written out here, because a dozen lines do not justify a dependency of every user.
-    """
-    data = path.read_bytes()
-    try:
-        start = 8 + int.from_bytes(data[:8], "little")
-        entry = json.loads(data[8:start])[name]
-        if entry["dtype"] != "F32":
-            raise ValueError(f"tensor {name!r} is {entry['dtype']}, not F32")
-        first, last = entry["data_offsets"]
-        tensor = np.frombuffer(data[start + first : start + last], np.dtype("<f4"))
-        return tensor.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not the safetensors file this bundle needs ({error})") from None

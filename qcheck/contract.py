@@ -1,12 +1,15 @@
 """The contract of a bundle, `qcheck.json`: everything the runtime must know about a model, frozen and checked.
 
-Unknown keys are refused: a key that this version does not understand could change what the numbers mean.
+Unknown keys are refused: a key that this version does not understand could change what the numbers mean. A key that
+came after the first bundles has a default here, and its absence means what every bundle meant before there was that
+key: pixels in one plane a channel, a float32 cache, a model that does not think aloud.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,7 +21,11 @@ FORMAT: Final = "qcheck-bundle/1"
 CONTRACT_FILE: Final = "qcheck.json"
 IMAGE_SLOT: Final = "{image}"  # where a template takes its view
 
-# Names of the tensors of both graphs.
+# How a model speaks; see dialects/. Those in ZOOMING may ask for crops, the others answer from one look.
+Dialect = Literal["probe-json", "qwen-chat", "visualquality-r1", "q-insight"]
+ZOOMING: Final = ("probe-json", "qwen-chat")
+
+# Names of the tensors of both graphs. Those of patches and of where they lie are in windows.py.
 PIXELS: Final = "pixels"  # (1, 3, height, width) float32, normalised
 SURVEY: Final = "survey"  # (1, rows, columns, 8) float32: the cells under the view; see survey.py
 IMAGE_TOKENS: Final = "image_tokens"  # (tokens, hidden) float32
@@ -29,7 +36,8 @@ LOGITS: Final = "logits"  # (1, 1, vocabulary) float32: after the last token
 
 
 def past_name(layer: int, part: Literal["key", "value"]) -> str:
-    """Input buffer of a layer's cache, (1, kv_heads, max_tokens, head_dim) float32; its output is `present.*`."""
+    """Input buffer of a layer's cache, (1, kv_heads, max_tokens, head_dim) of the contract's type; its output is
+    `present.*`."""
     return f"past.{layer}.{part}"
 
 
@@ -47,38 +55,68 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelSpec:
-    """How pixels become the vision graph's input. `planar`: one (1, 3, h, w) tensor a view. `survey`: whether the graph
-    takes the survey of the photo under the view besides."""
+class PatchSpec:
+    """Patches of `patch_px` a side, `merge` x `merge` of which become one image token; attention is within windows of
+    `window_px` a side where it does not span the view."""
 
-    layout: Literal["planar"]
+    patch_px: int
+    merge: int
+    window_px: int
+
+    @property
+    def token_px(self) -> int:
+        return self.patch_px * self.merge
+
+    @property
+    def window_tokens(self) -> int:
+        """Side of a window in image tokens."""
+        return self.window_px // self.token_px
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSpec:
+    """How pixels become the vision graph's input. `planar`: one (1, 3, h, w) tensor a view; `patches`: as `patches`
+    says, in the order of Qwen's processor. `survey`: whether the graph takes the survey of the photo under the view
+    besides."""
+
+    layout: Literal["planar", "patches"]
     mean: tuple[float, ...]  # three, of 0..1 RGB
     std: tuple[float, ...]
     survey: bool
+    patches: PatchSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """The decoder's cache layout."""
+    """The decoder's cache layout, and the element type of its buffers."""
 
     layers: int
     kv_heads: int
     head_dim: int
     hidden: int
     max_tokens: int
+    cache_dtype: Literal["float32", "float16"] = "float32"
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageSpec:
-    """How the model is spoken to. Each template holds one `{image}`; `final` ones tell it that no zoom is left."""
+    """How the model is spoken to. Each template holds one `{image}`; `final` ones tell it that no zoom is left, and
+    those of crops are empty where the dialect knows none. Score and coordinate tokens are of `probe-json` alone: the
+    others spell numbers digit by digit. `think_tokens`: the most that may be thought aloud in one turn."""
 
-    dialect: Literal["probe-json"]
+    dialect: Dialect
     first: str
     first_final: str
     crop: str
     crop_final: str
     score_tokens: tuple[str, ...]  # texts of the score tokens; their numbers are the scores
     coordinate_tokens: tuple[str, ...]
+    think_tokens: int = 0
+
+    @property
+    def zooms(self) -> bool:
+        """Whether the model may ask for crops."""
+        return self.dialect in ZOOMING
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +135,7 @@ class Contract:
     crop: CropSpec
     decoder: DecoderSpec
     language: LanguageSpec
-    files: dict[str, FileEntry]  # vision, decoder, embeddings, tokenizer, card
+    files: dict[str, FileEntry]  # vision, decoder, embeddings, tokenizer, card; vision_data and decoder_data: of graphs
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -130,14 +168,49 @@ class Contract:
             self.global_view.token_px == self.crop_view.token_px, "crop_view.token_px", "the global view's token size"
         )
         _expect(0 <= self.crop.margin < math.inf and self.crop.min_side_px > 0, "crop", "a margin and a least side")
-        _expect(min(dataclasses.astuple(self.decoder)) > 0, "decoder", "positive sizes")
-        language = self.language
+        decoder = self.decoder
+        sizes = (decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.hidden, decoder.max_tokens)
+        _expect(min(sizes) > 0, "decoder", "positive sizes")
+        self._check_patches()
+        self._check_language()
+
+    def _check_patches(self) -> None:
+        patches, layout = self.pixels.patches, self.pixels.layout
+        _expect((patches is not None) == (layout == "patches"), "pixels.patches", "to be there for patches alone")
+        if patches is None:
+            return
+        _expect(not self.pixels.survey, "pixels.survey", "the layout planar")
+        sizes = (patches.patch_px, patches.merge, patches.window_px)
+        _expect(min(sizes) > 0 and patches.window_tokens > 0, "pixels.patches", "windows of at least one token")
+        _expect(self.global_view.token_px == patches.token_px, "global_view.token_px", "the side of merged patches")
+
+    def _check_language(self) -> None:
+        language, own_tokens = self.language, self.language.dialect == "probe-json"
         for name in ("first", "first_final", "crop", "crop_final"):
-            _expect(getattr(language, name).count(IMAGE_SLOT) == 1, f"language.{name}", f"exactly one {IMAGE_SLOT}")
+            count = getattr(language, name).count(IMAGE_SLOT)
+            if language.zooms or name.startswith("first"):
+                _expect(count == 1, f"language.{name}", f"exactly one {IMAGE_SLOT}")
+            else:
+                _expect(not getattr(language, name), f"language.{name}", f"no text: {language.dialect} has no crops")
         for name in ("score_tokens", "coordinate_tokens"):
             tokens = getattr(language, name)
-            _expect(bool(tokens) and all(map(_is_number, tokens)), f"language.{name}", "texts of finite numbers")
-        _expect(bool(self.kinds) and bool(self.attributes), "kinds and attributes", "at least one name each")
+            if own_tokens:
+                _expect(bool(tokens) and all(map(_is_number, tokens)), f"language.{name}", "texts of finite numbers")
+            else:
+                _expect(not tokens, f"language.{name}", f"no texts: {language.dialect} spells numbers digit by digit")
+        if own_tokens:
+            _expect(language.think_tokens == 0, "language.think_tokens", "0: probe-json does not think aloud")
+            _expect(bool(self.kinds) and bool(self.attributes), "kinds and attributes", "at least one name each")
+            return
+        _expect(language.think_tokens > 0, "language.think_tokens", "a positive number")
+        if language.zooms:
+            _expect(bool(self.kinds), "kinds", "at least one name")
+        else:
+            _expect(
+                not self.kinds and not self.attributes,
+                "kinds and attributes",
+                f"no names: {language.dialect} reports a score alone",
+            )
 
 
 def _is_number(text: str) -> bool:
@@ -157,11 +230,14 @@ def _read(kind: Any, value: Any, at: str) -> Any:
     if dataclasses.is_dataclass(kind):
         fields = {field.name: field for field in dataclasses.fields(kind)}
         _expect(isinstance(value, dict), at, "an object")
-        unknown, missing = set(value) - set(fields), set(fields) - set(value)
+        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        unknown, missing = set(value) - set(fields), required - set(value)
         _expect(not unknown, at, f"no key {', '.join(map(repr, sorted(unknown)))}")
         _expect(not missing, at, f"a key {', '.join(map(repr, sorted(missing)))}")
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _read(hints[name], value[name], f"{at}.{name}") for name in fields})  # type: ignore[operator]
+        return kind(**{name: _read(hints[name], part, f"{at}.{name}") for name, part in value.items()})  # type: ignore[operator]
+    if origin is types.UnionType:  # of one type and None
+        return None if value is None else _read(typing.get_args(kind)[0], value, at)
     if origin is tuple:
         _expect(isinstance(value, list), at, "a list")
         return tuple(_read(typing.get_args(kind)[0], item, f"{at}[{i}]") for i, item in enumerate(value))

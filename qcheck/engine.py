@@ -12,11 +12,13 @@ from qcheck import survey, tiles
 from qcheck.backends import Backend
 from qcheck.bundle import Bundle
 from qcheck.cache import KVCache
-from qcheck.contract import IMAGE_SLOT, Contract
+from qcheck.contract import IMAGE_SLOT, SURVEY, Contract
+from qcheck.embeddings import Embeddings
 from qcheck.errors import BundleError, UsageError
 from qcheck.grammar import Grammar, Matcher
 from qcheck.rope import image_positions, text_positions
 from qcheck.verdict import EngineInfo, ModelInfo
+from qcheck.vision import vision_inputs
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
@@ -76,7 +78,7 @@ class Engine:
         model: ModelInfo,
         backend: Backend,
         tokenizer: Any,
-        embeddings: NDArray[np.float32],
+        embeddings: Embeddings | NDArray[np.float32],
         threads: int = 1,
     ) -> None:
         """`tokenizer`: a `tokenizers.Tokenizer`; `embeddings`: (vocabulary, hidden); `threads`: that cut tiles."""
@@ -148,11 +150,13 @@ class Conversation:
         if wanted:
             self._survey = survey.empty_map(pixels.shape[1], pixels.shape[0])
         if not self._came_back or view not in self._encoded:
-            planar = tiles.planar(pixels, [view], engine.table, engine.threads, self._survey if wanted else None)
+            spec, to_fill = engine.contract.pixels, self._survey if wanted else None
+            inputs = vision_inputs(spec, pixels, view, engine.table, engine.threads, to_fill)
             self.spent.tiles += _ms_since(clock)
             clock = time.perf_counter()
-            under = None if self._survey is None else survey.under(self._survey, view.box)
-            self._encoded[view] = engine.backend.encode(planar, under)
+            if self._survey is not None:
+                inputs[SURVEY] = survey.under(self._survey, view.box)
+            self._encoded[view] = engine.backend.encode(inputs)
             self.spent.vision += _ms_since(clock)
             clock = time.perf_counter()
         image = self._encoded[view]

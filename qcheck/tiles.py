@@ -205,6 +205,20 @@ def planar(
     return _kernels.render(pixels, boxes, [view.size for view in views], table, None, threads, "", survey)
 
 
+def packed(
+    pixels: NDArray[np.uint8],
+    views: Sequence[View],
+    table: NDArray[np.float32],
+    patch_px: int,
+    merge: int,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Views of any sizes as patches, (patches, 3 * patch_px^2) float32, in the order of Qwen's processor: merge x merge
+    patches of a token together, tokens in raster order, view by view. Otherwise as `planar`."""
+    boxes = [(view.box.x1, view.box.y1, view.box.x2, view.box.y2) for view in views]
+    return _kernels.render(pixels, boxes, [view.size for view in views], table, (patch_px, merge, 1), threads)
+
+
 def normalise_table(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     """(3, 256) float32: what each 8-bit value becomes, by channel: (value / 255 - mean) / std."""
     value = (np.arange(256, dtype=np.float64) / 255).astype(np.float32)

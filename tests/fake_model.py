@@ -7,7 +7,7 @@ column. What a conversation was fed lies in its cache's buffers, as the real key
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qcheck import prompt
 from qcheck.cache import KVCache
-from qcheck.contract import FORMAT, IMAGE_SLOT, Contract, DecoderSpec, FileEntry, PixelSpec
+from qcheck.contract import FORMAT, IMAGE_SLOT, PIXELS, SURVEY, Contract, DecoderSpec, FileEntry, PixelSpec
 from qcheck.engine import Engine
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import CropSpec, ViewSpec
@@ -103,9 +103,10 @@ class FakeBackend:
         self.caches.append(made)
         return made
 
-    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         self.on_encode()
-        self.surveys.append(survey)
+        self.surveys.append(inputs.get(SURVEY))
+        pixels = inputs[PIXELS]
         assert pixels.shape[:2] == (1, 3)
         assert pixels.dtype == np.float32
         values = np.rint(pixels[0]).astype(np.uint8).transpose(1, 2, 0)

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library, plain_contract
 
-from qcheck.bundle import EMBEDDINGS_TENSOR, PARTS, Bundle, read_safetensor
+from qcheck.bundle import EMBEDDINGS_TENSOR, PARTS, Bundle
 from qcheck.contract import CONTRACT_FILE, FileEntry
+from qcheck.embeddings import Embeddings, read_safetensor
 from qcheck.errors import BundleError
 
 CONTENTS = {
@@ -77,7 +78,7 @@ def test_a_whole_bundle_opens(folder: Path) -> None:
     assert bundle.card() == "# fake ü\n"
     assert set(bundle.contract.files) == set(PARTS)
     assert bundle.path("decoder").read_bytes() == CONTENTS["decoder"][1]
-    np.testing.assert_array_equal(bundle.embeddings(), TENSOR)
+    np.testing.assert_array_equal(bundle.embeddings()[:], TENSOR)
 
 
 def test_its_identity_changes_with_any_file(folder: Path) -> None:
@@ -208,10 +209,35 @@ def test_what_safetensors_itself_writes_is_read_to_the_bit(tmp_path: Path) -> No
 
 def test_other_dtypes_are_refused(tmp_path: Path) -> None:
     writer = library("safetensors.numpy")
-    path = tmp_path / "half.safetensors"
-    writer.save_file({"a": np.zeros(4, np.float16)}, str(path))
-    with pytest.raises(BundleError, match=r"half\.safetensors.*F16, not F32"):
+    path = tmp_path / "whole.safetensors"
+    writer.save_file({"a": np.zeros(4, np.int32)}, str(path))
+    with pytest.raises(BundleError, match=r"whole\.safetensors.*I32, not one of F32, F16, BF16"):
         read_safetensor(path, "a")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_embeddings_of_any_float_are_looked_up_in_float32(tmp_path: Path, dtype: str) -> None:
+    torch, writer = library("torch"), library("safetensors.torch")
+    table = torch.randn(9, 5, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    writer.save_file({"a": table}, tmp_path / "any.safetensors")
+    embeddings = Embeddings(read_safetensor(tmp_path / "any.safetensors", "a"))
+    assert embeddings.shape == (9, 5)
+    rows = embeddings[[8, 0, 8]]
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, table[[8, 0, 8]].float().numpy())
+
+
+def test_data_beside_a_graph_is_checked_like_any_file(folder: Path) -> None:
+    """An ONNX graph's constants may lie in a file of its own, which the runtime reads by itself."""
+    (folder / "decoder.onnx.data").write_bytes(b"numbers")
+    assert "does not list decoder.onnx.data" in refusal(folder)
+    listed = {"path": "decoder.onnx.data", "bytes": 7, "sha256": hashlib.sha256(b"numbers").hexdigest()}
+    rewrite(folder, lambda d: d["files"].update(decoder_data=listed))
+    assert Bundle.open(folder).path("decoder_data").read_bytes() == b"numbers"
+    (folder / "decoder.onnx.data").write_bytes(b"Numbers")
+    assert "decoder.onnx.data does not match its checksum" in refusal(folder)
+    (folder / "decoder.onnx.data").unlink()
+    assert "decoder.onnx.data cannot be read" in refusal(folder)
 
 
 HEADER = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}

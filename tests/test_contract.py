@@ -4,7 +4,8 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import plain_contract
 
-from qcheck.contract import CONTRACT_FILE, Contract
+from qcheck.contract import CONTRACT_FILE, Contract, PatchSpec
 from qcheck.errors import BundleError
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -81,9 +82,11 @@ def test_whole_numbers_are_read_as_floats_where_floats_are_due() -> None:
         (lambda d: d["crop"].update(margin=False), ["crop.margin needs a float"]),
         (lambda d: d["crop"].update(margin="0.2"), ["crop.margin needs a float"]),
         (lambda d: d["pixels"].update(mean=[0.5, "x", 0.5]), ["pixels.mean[1] needs a float"]),
-        (lambda d: d["pixels"].update(layout="patches"), ["pixels.layout", "planar"]),
+        (lambda d: d["pixels"].update(layout="rows"), ["pixels.layout", "planar, patches"]),
         (lambda d: d.update(coordinates="inches"), ["coordinates", "relative_1000, view_pixels"]),
         (lambda d: d["language"].update(dialect="prose"), ["language.dialect", "probe-json"]),
+        (lambda d: d["pixels"].update(patches={"patch_px": 14, "merge": 2}), ["pixels.patches", "a key 'window_px'"]),
+        (lambda d: d["decoder"].update(cache_dtype="int8"), ["decoder.cache_dtype", "float32, float16"]),
     ],
 )
 def test_what_does_not_belong_is_named(edit: Edit, words: list[str]) -> None:
@@ -112,6 +115,71 @@ def test_what_does_not_belong_is_named(edit: Edit, words: list[str]) -> None:
 def test_impossible_values_are_refused(edit: Edit, words: list[str]) -> None:
     message = refusal(edited(edit))
     assert all(word in message for word in words), message
+
+
+def patched(**changes: Any) -> Contract:
+    """A contract of a model that takes patches and speaks like a stock Qwen."""
+    plain = plain_contract()
+    view = replace(plain.global_view, token_px=28)
+    talk = {"first": "{image}?", "first_final": "{image}!", "crop": "<{image}>?", "crop_final": "<{image}>!"}
+    language = {"dialect": "qwen-chat", "score_tokens": (), "coordinate_tokens": (), "think_tokens": 99}
+    return replace(
+        plain,
+        coordinates="view_pixels",
+        pixels=replace(plain.pixels, layout="patches", patches=PatchSpec(14, 2, 112)),
+        global_view=view,
+        crop_view=replace(plain.crop_view, token_px=28),
+        decoder=replace(plain.decoder, cache_dtype="float16"),
+        language=replace(plain.language, **{**talk, **language, **changes.pop("language", {})}),
+        **changes,
+    )
+
+
+def test_patches_and_another_dialect_survive_the_round_trip() -> None:
+    contract = patched()
+    assert contract.pixels.patches is not None
+    assert contract.pixels.patches.window_tokens == 4
+    assert Contract.from_json(contract.to_json()) == contract
+
+
+def test_a_contract_from_before_a_key_means_what_it_meant() -> None:
+    text = files("qcheck").joinpath("models", "nano", "qcheck.json").read_text(encoding="utf-8")
+    assert not any(key in text for key in ('"patches"', '"cache_dtype"', '"think_tokens"'))
+    nano = Contract.from_json(text)
+    assert (nano.pixels.layout, nano.pixels.patches) == ("planar", None)
+    assert nano.decoder.cache_dtype == "float32"
+    assert nano.language.think_tokens == 0
+    assert nano.language.zooms
+
+
+SINGLE: Any = {"language": {"dialect": "q-insight", "crop": "", "crop_final": ""}, "kinds": (), "attributes": ()}
+
+
+@pytest.mark.parametrize(
+    ("contract", "words"),
+    [
+        (patched(language={"think_tokens": 0}), "language.think_tokens needs a positive number"),
+        (patched(language={"score_tokens": ("1",)}), "language.score_tokens needs no texts: qwen-chat spells"),
+        (patched(language={"crop": ""}), "language.crop needs exactly one {image}"),
+        (patched(kinds=()), "kinds needs at least one name"),
+        (patched(**{**SINGLE, "kinds": ("noise",)}), "needs no names: q-insight reports a score alone"),
+        (patched(**{**SINGLE, "language": {"dialect": "q-insight"}}), "language.crop needs no text: q-insight"),
+        (plain_contract(kinds=()), "kinds and attributes needs at least one name"),
+        (replace(patched(), pixels=plain_contract().pixels), None),
+        (replace(patched(), pixels=replace(patched().pixels, patches=None)), "pixels.patches needs to be there"),
+        (replace(patched(), pixels=replace(patched().pixels, survey=True)), "pixels.survey needs the layout planar"),
+        (replace(patched(), pixels=replace(patched().pixels, patches=PatchSpec(14, 2, 27))), "windows of at least one"),
+        (replace(patched(), pixels=replace(patched().pixels, patches=PatchSpec(16, 2, 64))), "side of merged patches"),
+        (patched(attributes=()), None),
+        (patched(**SINGLE), None),
+    ],
+)  # fmt: skip
+def test_what_layouts_and_dialects_need(contract: Contract, words: str | None) -> None:
+    """None: it is fine as it is."""
+    if words is None:
+        assert Contract.from_json(contract.to_json()) == contract
+    else:
+        assert words in refusal(contract.to_json())
 
 
 def test_a_file_nested_without_end_is_refused() -> None:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library, script
 
+from qcheck import tiles, windows
 from qcheck.backends.onnxruntime import OnnxRuntimeCpu
 from qcheck.cache import KVCache
 from qcheck.contract import (
@@ -33,10 +34,13 @@ from qcheck.contract import (
     LOGITS,
     POSITION_IDS,
     DecoderSpec,
+    PatchSpec,
+    PixelSpec,
     past_name,
     present_name,
 )
 from qcheck.rope import image_positions, text_positions
+from qcheck.vision import vision_inputs
 
 torch = library("torch")
 transformers = library("transformers")
@@ -49,7 +53,6 @@ errors = script("errors", "export")
 graph_files = script("graph", "export")
 vision = script("vision", "export")
 weights = script("weights", "export")
-windows = script("windows", "export")
 
 # What float32 leaves over when the same sums are made in another order, against the largest value there is.
 SAME_SUMS: Final = 1e-4
@@ -931,6 +934,24 @@ def test_windows_are_those_of_transformers() -> None:
             assert segments.mask.reshape(-1)[segments.place].all()
             assert segments.mask.sum() == bounds[-1]
             assert segments.mask.any(0).all(), "wider than its longest segment"
+
+
+def test_patches_of_a_view_are_those_of_qwens_processor() -> None:
+    """But of one time, where the processor repeats a still for two."""
+    photo = np.random.default_rng(3).integers(0, 256, (140, 224, 3), np.uint8)
+    processor = transformers.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=1 << 20)
+    theirs = processor(images=[photo], return_tensors="np")
+    assert theirs["image_grid_thw"].tolist() == [[1, 10, 16]]
+    view = tiles.View(tiles.whole(224, 140), 224, 140)
+    table = tiles.normalise_table(processor.image_mean, processor.image_std)
+    spec = PixelSpec("patches", (0.0,) * 3, (1.0,) * 3, survey=False, patches=PatchSpec(14, 2, 112))
+    inputs = vision_inputs(spec, photo, view, table, threads=2)
+    twice = theirs["pixel_values"].reshape(-1, 3, 2, 14 * 14)
+    for half in (0, 1):
+        assert_near(inputs[windows.PATCHES].reshape(-1, 3, 14 * 14), twice[:, :, half], 1e-6)
+    layout = windows.Layout.of([(10, 16)], 2, 4)
+    for name, values in layout.inputs().items():
+        assert_array_equal(inputs[name], values)
 
 
 @pytest.mark.parametrize("grids", [[(3, 4)], [(4, 5)], [(0, 4)], [(4, 4), (2, 1)], []], ids=str)

@@ -1,7 +1,7 @@
 """Rollouts: the runtime's own loop, prompts, grammar and tiles over a model that is being taught, kept so that every
 choice can be weighed again with gradients."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch_backend import TorchBackend
 from visual import Evidence, Perception, described
 
 from qcheck import prompt
+from qcheck.contract import PIXELS, SURVEY
 from qcheck.engine import Conversation, Engine, Mark, Request, Sampler, Token
 from qcheck.grammar import Matcher
 from qcheck.photo import Photo
@@ -74,9 +75,8 @@ class SeeingBackend(TorchBackend):
         return Evidence(*(part[0] for part in (self.eyes or visual.perception)(cells)))
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        assert survey is not None
-        self.evidence = self.seen(pixels, survey)
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        self.evidence = self.seen(inputs[PIXELS], inputs[SURVEY])
         tokens: NDArray[np.float32] = self.model.model.visual.projector(*described(self.evidence)).numpy()
         return tokens
 

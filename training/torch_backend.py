@@ -1,6 +1,7 @@
 """A model in PyTorch behind the runtime's Backend protocol, by transformers' own Qwen2.5-VL forward: for the parity
 gate, and for rollouts of a model that is being taught."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from qcheck.cache import KVCache
+from qcheck.contract import PIXELS, SURVEY
 from qcheck.verdict import EngineInfo
 
 
@@ -25,9 +27,8 @@ class TorchBackend:
         return KVCache({"cache": DynamicCache()}, self.max_tokens, _unsupported)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        assert survey is not None
-        seen = self.model.model.visual.image_tokens(torch.from_numpy(pixels), torch.from_numpy(survey))
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        seen = self.model.model.visual.image_tokens(torch.from_numpy(inputs[PIXELS]), torch.from_numpy(inputs[SURVEY]))
         tokens: NDArray[np.float32] = seen.numpy()
         return tokens
 

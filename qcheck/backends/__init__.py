@@ -1,5 +1,6 @@
 """What the engine needs of an inference runtime: one small protocol, a module each that serves it."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +20,9 @@ class Backend(Protocol):
         """An empty cache in this backend's memory."""
         ...
 
-    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """(1, 3, height, width) normalised pixels of a view -> (tokens, hidden). `survey`: (1, rows, columns, 8), what
-        lies under the view; there if the contract says so."""
+    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """What the vision graph takes of a view, by the names of its inputs (vision.py, and the survey if the contract
+        says so) -> (tokens, hidden) float32."""
         ...
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:

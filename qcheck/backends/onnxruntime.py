@@ -1,5 +1,6 @@
 """The two graphs on ONNX Runtime's CPU provider, with the KV cache bound in place: one buffer is past and present."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ from qcheck.contract import (
     INPUTS_EMBEDS,
     KV_LENGTH,
     LOGITS,
-    PIXELS,
     POSITION_IDS,
-    SURVEY,
     past_name,
     present_name,
 )
@@ -56,7 +55,7 @@ class OnnxRuntimeCpu:
     def new_cache(self) -> KVCache:
         spec = self._spec
         shape = (1, spec.kv_heads, spec.max_tokens, spec.head_dim)
-        buffers = {past: self._value(np.zeros(shape, np.float32)) for past, _ in self._slots}
+        buffers = {past: self._value(np.zeros(shape, spec.cache_dtype)) for past, _ in self._slots}
         return KVCache(buffers, spec.max_tokens, self._clone)
 
     def _value(self, array: NDArray[Any]) -> Any:
@@ -65,9 +64,8 @@ class OnnxRuntimeCpu:
     def _clone(self, buffers: Buffers) -> Buffers:
         return {name: self._value(value.numpy().copy()) for name, value in buffers.items()}
 
-    def encode(self, pixels: NDArray[np.float32], survey: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        inputs = {PIXELS: pixels} if survey is None else {PIXELS: pixels, SURVEY: survey}
-        tokens: NDArray[np.float32] = self._vision.run([IMAGE_TOKENS], inputs)[0]
+    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        tokens: NDArray[np.float32] = self._vision.run([IMAGE_TOKENS], dict(inputs))[0]
         return tokens
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:

@@ -1,4 +1,5 @@
-"""Which patches of a call attend to each other, as the vision graph takes it; made on the host, of numpy alone."""
+"""Which patches of a view attend to each other, as a vision graph of patches takes it; made on the host, of numpy
+alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
