@@ -13,6 +13,7 @@ from qcheck.backends import Backend
 from qcheck.bundle import Bundle
 from qcheck.cache import KVCache
 from qcheck.contract import IMAGE_SLOT, SURVEY, Contract
+from qcheck.dialects import dialect_of
 from qcheck.embeddings import Embeddings
 from qcheck.errors import BundleError, UsageError
 from qcheck.grammar import Grammar, Matcher
@@ -21,6 +22,7 @@ from qcheck.verdict import EngineInfo, ModelInfo
 from qcheck.vision import vision_inputs
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
+REQUESTS: Final[tuple[Request, ...]] = ("first", "first_final", "crop", "crop_final")
 DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
 MOST_TILE_THREADS: Final = 8  # more only wait for memory
 
@@ -28,12 +30,14 @@ MOST_TILE_THREADS: Final = 8  # more only wait for memory
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token that the model said. `probability`: among those the grammar allowed; `expected`: where a score is read,
-    the mean and standard deviation of the score tokens."""
+    the mean and standard deviation of the score tokens, and `options`, the values of all of them with their
+    probabilities."""
 
     id: int
     text: str
     probability: float
     expected: tuple[float, float] | None = None
+    options: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -84,17 +88,17 @@ class Engine:
         """`tokenizer`: a `tokenizers.Tokenizer`; `embeddings`: (vocabulary, hidden); `threads`: that cut tiles."""
         self.threads = threads
         self.contract, self.model, self.backend, self.embeddings = contract, model, backend, embeddings
-        self.grammar = Grammar(contract, tokenizer)
+        self.dialect, self.grammar = dialect_of(contract), Grammar(contract, tokenizer)
         self.table = tiles.normalise_table(contract.pixels.mean, contract.pixels.std)
         language = contract.language
         self.texts: list[str] = [tokenizer.id_to_token(i) or "" for i in range(tokenizer.get_vocab_size())]
         self.requests: dict[str, tuple[list[int], list[int]]] = {}
-        for request in ("first", "first_final", "crop", "crop_final"):
+        for request in REQUESTS if language.zooms else REQUESTS[:2]:
             before, after = getattr(language, request).split(IMAGE_SLOT)
             self.requests[request] = (tokenizer.encode(before).ids, tokenizer.encode(after).ids)
-        # Score of each token id, NaN where it is none.
+        # Value of each token id that is a score, or a digit of one; NaN where it is none.
         self.scores = np.full(len(self.texts), np.nan)
-        for text in language.score_tokens:
+        for text in self.dialect.numbers:
             self.scores[tokenizer.token_to_id(text)] = float(text)
 
     @classmethod
@@ -224,12 +228,13 @@ class Conversation:
         weights = np.exp(logits - logits.max())
         weights /= weights.sum()
         best = int(weights.argmax()) if sampler is None else sampler(logits)
-        values, expected = self.engine.scores[allowed], None
+        values, expected, options = self.engine.scores[allowed], None, list[tuple[float, float]]()
         if not np.isnan(values).any():
             mean = float(weights @ values)
             expected = (mean, float(np.sqrt(weights @ (values - mean) ** 2)))
+            options = list(zip(values.tolist(), weights.tolist(), strict=True))
         chosen = int(allowed[best])
-        return Token(chosen, self.engine.texts[chosen], float(weights[best]), expected)
+        return Token(chosen, self.engine.texts[chosen], float(weights[best]), expected, tuple(options))
 
     def _step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64]) -> None:
         self._logits = self.engine.backend.step(embeds[None], positions[:, None], self.cache)

@@ -12,7 +12,7 @@ from typing import Final
 from qcheck.engine import Conversation, Engine, Mark, Request, Sampler
 from qcheck.errors import UsageError
 from qcheck.photo import Photo
-from qcheck.prompt import Answer, Call, Sighting, parse_turn
+from qcheck.prompt import Answer, Call, Sighting, Turn
 from qcheck.tiles import Box, CropSpec, View, crop_box, photo_box, view_of, whole
 from qcheck.verdict import MAX_DEFECTS, Budget, Defect, Probe, Rollouts, StoppedBy, Timing, Verdict
 
@@ -124,9 +124,11 @@ class _Session:
             self.start = self.talk.mark()
         matcher = self.engine.grammar.matcher(after_crop=asked is not None, may_call=may_call)
         said = self.talk.say(matcher, self.sampler)
-        turn = parse_turn(said, self.contract.attributes)
+        turn = self.engine.dialect.read(said)
         if asked is not None:
-            self._note(asked, view, turn.finding)
+            self._note(asked, view, turn)
+        elif turn.thought:
+            self.notes.thoughts.append(turn.thought)
         return turn.move
 
     def _decoded(self, view: View) -> View:
@@ -146,12 +148,16 @@ class _Session:
         self.notes.stopped_by = "budget_ms"
         self.talk.ask_again("crop_final" if after_crop else "first_final")
         said = self.talk.say(self.engine.grammar.matcher(after_crop=after_crop, may_call=False))
-        move = parse_turn(said, self.contract.attributes).move
-        assert isinstance(move, Answer), "the grammar let a call through where none is allowed"
-        return move
+        turn = self.engine.dialect.read(said)
+        if turn.thought:
+            self.notes.thoughts.append(turn.thought)
+        assert isinstance(turn.move, Answer), "the grammar let a call through where none is allowed"
+        return turn.move
 
     def _may_call(self, used: int) -> bool:
-        """Whether one more crop is allowed after `used` of them."""
+        """Whether one more crop is allowed after `used` of them. A model that knows no crops stops by itself."""
+        if not self.contract.language.zooms:
+            return False
         allowed = used < self.limits.max_probes
         self.notes.stopped_by = "model" if allowed else "max_probes"
         return allowed
@@ -167,10 +173,14 @@ class _Session:
         box = self.aim(target, self.contract.crop, self.photo.width, self.photo.height)
         return view_of(box, self.contract.crop_view)
 
-    def _note(self, call: Call, view: View, finding: Sighting | None) -> None:
+    def _note(self, call: Call, view: View, turn: Turn) -> None:
+        finding = turn.finding
         words = f"{finding.level} {finding.kind}" if finding else CLEAN
+        if turn.thought is not None:
+            words = turn.thought
         self.notes.probes.append(Probe(view.box, call.label, view.size, words))
-        self.notes.thoughts.append(f"Crop {len(self.notes.probes)} ({call.label}?): {words}.")
+        ended = words if words.endswith(".") else f"{words}."
+        self.notes.thoughts.append(f"Crop {len(self.notes.probes)} ({call.label}?): {ended}")
         if finding and (defect := self._defect(finding, view)):
             self.notes.defects.append(defect)
 

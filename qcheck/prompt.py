@@ -56,6 +56,11 @@ class Said(Protocol):
         """Where a score was read out: its expected value and spread over the score tokens."""
         ...
 
+    @property
+    def options(self) -> tuple[tuple[float, float], ...]:
+        """There too: each value that could have been said, and its probability."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
@@ -85,11 +90,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the model said in one turn: after a crop what it found there (None: clean), then a call or an answer."""
+    """What the model said in one turn: after a crop what it found there (None: clean), then a call or an answer.
+    `thought`: in its own words, if the dialect has it think aloud; it then states no finding."""
 
     looked: bool
     finding: Sighting | None
     move: Call | Answer
+    thought: str | None = None
 
 
 class _Reader:

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 import qcheck
 from qcheck.cli.check import MAX_PIXELS
+from qcheck.cli.gate import Gate
 from qcheck.errors import BundleError, UsageError
 from qcheck.photo import DEFAULT_MAX_PIXELS
 from qcheck.tiles import Box
@@ -328,6 +329,13 @@ def test_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_schema(run: Run) -> None:
     assert run("schema") == (0, schema_text(), "")
+
+
+def test_a_gate_over_defects_needs_a_model_that_names_some() -> None:
+    assert Gate.of(3.0, [], known=()).fail_on == frozenset()
+    for kind in ("any", "noise"):
+        with pytest.raises(UsageError, match=rf"^--fail-on {kind}: this model names no defects$"):
+            Gate.of(None, [kind], known=())
 
 
 def test_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ class Gate:
     def of(cls, fail_under: float | None, fail_on: Iterable[str], *, known: Collection[str]) -> "Gate":
         """A gate over the kinds that the model knows; raises UsageError for another, which would never fail."""
         wanted = frozenset(fail_on)
+        if wanted and not known:
+            raise UsageError(f"--fail-on {min(wanted)}: this model names no defects")
         unknown = sorted(wanted - {*known, ANY_KIND})
         if unknown:
             raise UsageError(f"--fail-on {unknown[0]}: this model knows {', '.join(known)}; or say {ANY_KIND}")

@@ -33,7 +33,7 @@ def identity(contract: "Contract", sha256: str) -> str:
         "sha256": sha256,
         "licence": contract.licence,
         "precision": contract.precision,
-        "kinds": ", ".join(contract.kinds),
-        "attributes": ", ".join(contract.attributes),
+        "kinds": ", ".join(contract.kinds) or "none",
+        "attributes": ", ".join(contract.attributes) or "none",
     }
     return "\n".join(f"{label + ':':<12}{value}" for label, value in fields.items())

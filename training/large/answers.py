@@ -9,12 +9,8 @@ from typing import Any, Final
 
 from defects import Domain
 
-TOOL: Final = "image_zoom_in_tool"
-SYSTEM: Final = (
-    "You judge the quality of photos. Look at the whole photo first. Where something is suspicious, zoom in with the"
-    " tool; a crop may also show that all is well, or blur that the photographer wanted. Think in <think></think>, then"
-    " answer in <answer></answer>."
-)
+from qcheck.dialects import chat
+
 _ANSWER: Final = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -29,19 +25,16 @@ class Answer:
 
 def question(domain: Domain, attributes: bool) -> str:
     """What is asked beside the photo."""
-    defects = f'[{{"kind": one of {", ".join(domain.kinds)}, "bbox_2d": [x1, y1, x2, y2]}}]'
-    parts = ['"score": 1.00 to 5.00 with two decimals', f'"defects": {defects}']
-    if attributes:
-        parts.append(f'"attributes": a score each for {", ".join(domain.attributes)}')
-    return f"{domain.request} Answer as JSON with {'; '.join(parts)}."
+    return chat.question(domain.request, domain.kinds, domain.attributes if attributes else ())
 
 
 def spell(score: float, defects: Sequence[dict[str, Any]], attributes: dict[str, float]) -> str:
-    """An answer to learn. `defects`: kind and bbox_2d each."""
-    said: dict[str, Any] = {"score": round(score, 2), "defects": list(defects)}
+    """An answer to learn, with every decimal that is asked for. `defects`: kind, level and bbox_2d each."""
+    parts = [f'"score": {score:.2f}', f'"defects": {json.dumps(list(defects))}']
     if attributes:
-        said["attributes"] = {name: round(value, 2) for name, value in attributes.items()}
-    return f"<answer>{json.dumps(said)}</answer>"
+        scores = ", ".join(f'"{name}": {value:.2f}' for name, value in attributes.items())
+        parts.append(f'"attributes": {{{scores}}}')
+    return f"<answer>{{{', '.join(parts)}}}</answer>"
 
 
 def parse(text: str) -> Answer | None:

@@ -8,8 +8,9 @@ from typing import Any
 from defects import Domain
 from runs import RunError
 
-from large.answers import SYSTEM, TOOL, question, spell
+from large.answers import question, spell
 from large.views import global_view, in_view, shown, zoomed
+from qcheck.dialects.chat import SYSTEM, TOOL
 from qcheck.photo import Photo
 from qcheck.tiles import Box
 
@@ -55,7 +56,9 @@ def conversation(line: Row, domain: Domain, global_pixels: int, crop_pixels: int
         messages.append({"role": "tool", "name": TOOL, "content": [{"type": "image", "image": crop}]})
         thought = found_in(probe["findings"])
     findings = line["answer"]["findings"]
-    defects = [{"kind": f["kind"], "bbox_2d": in_view(Box(*f["box"]), view)} for f in findings or ()]
+    defects = [
+        {"kind": f["kind"], "level": f["level"], "bbox_2d": in_view(Box(*f["box"]), view)} for f in findings or ()
+    ]
     answer = thought + spell(line["answer"]["score"], defects, {})
     return [*messages, {"role": "assistant", "content": answer}]
 
