@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from architecture import CONFIG_FILE, Architecture
 from errors import ExportError
 from numpy.typing import NDArray
@@ -52,18 +53,26 @@ class Checkpoint:
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in float32, whatever it is stored as; a tied head is the embeddings. Raises ExportError."""
-        if name == HEAD and self.architecture.tied:
-            name = EMBEDDINGS
-        stored, path = self._stored[name]
+        values: NDArray[np.float32] = self.tensor(name).float().numpy()
+        if not np.isfinite(values).all():
+            stored, path = self._place(name)
+            raise ExportError(f"{path}: {stored} holds numbers that are not finite")
+        return values
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The same as it is stored, and unchecked. Raises ExportError."""
+        stored, path = self._place(name)
         try:
             # Opened for one tensor only, so that pages of the file that were read can leave the memory.
             with safe_open(path, framework="pt") as shard:
-                tensor: NDArray[np.float32] = shard.get_tensor(stored).float().numpy()
+                tensor: torch.Tensor = shard.get_tensor(stored)
         except (OSError, SafetensorError) as error:
             raise _damaged(path, error) from None
-        if not np.isfinite(tensor).all():
-            raise ExportError(f"{path}: {stored} holds numbers that are not finite")
         return tensor
+
+    def _place(self, name: str) -> tuple[str, Path]:
+        """The stored name of a tensor, and its file."""
+        return self._stored[EMBEDDINGS if name == HEAD and self.architecture.tied else name]
 
 
 def _json(path: Path) -> Any:

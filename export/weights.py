@@ -25,6 +25,11 @@ class Precision(Protocol):
         """Element type of what linear layers and attention take and give; norms and the residual stay in float32."""
         ...
 
+    @property
+    def bytes_a_weight(self) -> float:
+        """That linear layers take on disk."""
+        ...
+
     def linear(self, graph: Graph, x: str, name: str, weight: Matrix, bias: Matrix | None = None) -> str:
         """x (..., in) times `weight` (out, in), plus `bias` (out,): (..., out), both of `dtype`. `name`: of the layer;
         its constants are `name.*`."""
@@ -48,18 +53,26 @@ def _rounded(values: Matrix, name: str, dtype: int) -> NDArray[np.floating]:
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """Weights as they are, in one float type."""
+    """Weights as they are, in one float type. `stored`: another that they are kept in."""
 
     name: str
     dtype: int
+    stored: int | None = None
+
+    @property
+    def bytes_a_weight(self) -> float:
+        return float(helper.tensor_dtype_to_np_dtype(self.stored or self.dtype).itemsize)
 
     def linear(self, graph: Graph, x: str, name: str, weight: Matrix, bias: Matrix | None = None) -> str:
-        stored = graph.constant(_rounded(weight, name, self.dtype).T, f"{name}.weight")
+        stored = graph.constant(_rounded(weight, name, self.stored or self.dtype).T, f"{name}.weight")
+        if self.stored is not None:
+            stored = graph.cast(stored, self.dtype)
         return _add_bias(graph, graph.node("MatMul", (x, stored)), name, bias, self.dtype)
 
 
 FP32 = Float("fp32", TensorProto.FLOAT)
 FP16 = Float("fp16", TensorProto.FLOAT16)
+HALVES = Float("halves", TensorProto.FLOAT, stored=TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,11 @@ class Blocks:
     @property
     def dtype(self) -> int:
         return TensorProto.FLOAT
+
+    @property
+    def bytes_a_weight(self) -> float:
+        scale, zero = 4, 0 if self.symmetric else self.bits / 8
+        return self.bits / 8 + (scale + zero) / self.block
 
     def linear(self, graph: Graph, x: str, name: str, weight: Matrix, bias: Matrix | None = None) -> str:
         steps, scales, zeros = self.round(weight)

@@ -48,7 +48,7 @@ TOOL_SCHEMA: Final[dict[str, Any]] = {
         },
         "return": {
             "type": "array",
-            "items": {"type": "object"},
+            "items": {"type": "object", "additionalProperties": {}},
             "description": "The part, with some of its surroundings.",
         },
     },
