@@ -118,7 +118,9 @@ def test_a_single_pass_dialect_reports_a_score_alone(made: Callable[..., Path], 
     place = made("int8", "--dialect", dialect)
     contract = Bundle.open(place).contract
     assert (contract.kinds, contract.attributes, contract.language.crop) == ((), (), "")
-    done = qcheck("--json", "--model", place, "--threads", "1", EXAMPLES[0], cwd=tmp_path)
+    done = qcheck(
+        "--json", "--model", place.name, "--threads", "1", EXAMPLES[0], cwd=place.parent
+    )  # from where it lies
     assert (done.returncode, done.stderr) == (0, "")
     (record,) = json.loads(done.stdout)
     assert (record["defects"], record["attributes"], record["probes"]) == ([], {}, [])
@@ -148,6 +150,18 @@ def test_rollouts_and_a_budget_of_time_work_as_with_any_model(made: Callable[...
     assert first.rollouts == again.rollouts
     hurried = prober.judge(photo, Limits(3, budget_ms=0.001))
     assert (hurried.probes, hurried.budget.stopped_by) == ((), "budget_ms")
+
+
+def test_what_made_a_bundle_is_not_needed_to_run_it(made: Callable[..., Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from qcheck import Checker, Limits;"
+        "checker = Checker.open(Path(sys.argv[1]), limits=Limits(3), threads=1);"
+        "print(checker.check_one(sys.argv[2]).record()['status'], len(checker.kinds));"
+        "print({'torch', 'transformers', 'onnx', 'safetensors'} & set(sys.modules))"
+    )
+    line = [sys.executable, "-P", "-c", code, str(made()), str(EXAMPLES[0])]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.splitlines() == [f"ok {len(bundles.KINDS)}", "set()"], done.stderr
 
 
 # Against transformers
