@@ -5,8 +5,10 @@
 
 Every row is a chain of stages of training/train.py, whose configs are written to RUNS; rows share what they have in
 common, and what was run is not run again. The eyes (stage 0) are the same in all rows but those that are blind to the
-survey (perceive's `survey = false`). Judged on the test splits of a Vista-like set and of rated photos, in fp32, with
-the runtime. Rows that are known stand in RUNS/rows.jsonl; prints the table of all of them in Markdown.
+survey (perceive's `survey = false`). Judged on the test splits of a Vista-like set and of rated photos by the runtime's
+loop over PyTorch, in fp32; what the eyes see of a view is kept in RUNS/sights, as all rows look at the same photos.
+Times are those of exported bundles, on a few images. Rows that are known stand in RUNS/rows.jsonl; prints the table of
+all of them in Markdown.
 """
 
 import argparse
@@ -26,11 +28,14 @@ import numpy as np
 from accuracy import measured
 from measures import Estimate, bootstrap, srcc
 from rated_sets import Case, read_set
-from scorers import scorer
+from scorers import ForcedClean, Qcheck
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 from photos import Rated, rated_photos
+from rollouts import RecordingEngine
+from sft import start_of
+from sights import Sights
 
 from qcheck.bundle import Bundle
 from qcheck.contract import CONTRACT_FILE
@@ -45,6 +50,7 @@ COLUMNS: Final = {
     "vista_srcc_0": "Vista-like, SRCC, 0 probes",
     "vista_srcc_3": "3 probes",
     "vista_iou": "IoU",
+    "vista_f1": "F1",
     "false_alarms_clean": "false alarms, clean",
     "crop_shift": "clean crop's shift",
     "vista_ms_0": "ms, 0 probes",
@@ -52,6 +58,8 @@ COLUMNS: Final = {
 # Rows that are judged with a larger global view than another, whose model they share: what the survey is worth against
 # more pixels. As many times its pixels.
 LARGER_VIEW: Final = {"0+2, eyes without the survey, larger view": ("0+2, eyes without the survey", 1.36)}
+
+TIMED: Final = 9  # images
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,7 @@ class Runs:
 
     def __init__(self, out: Path, paths: dict[str, Path | None], sizes: Sizes, seed: int) -> None:
         self.out, self.paths, self.sizes, self.seed = out, paths, sizes, seed
+        self.sights = out / "sights"
 
     def checkpoint(self, chain: list[Step], run: Callable[[str, Path], None]) -> Path:
         """That of the last stage of a chain. `run`: a stage of train.py by its config."""
@@ -154,7 +163,8 @@ class Runs:
             return {**keys, "steps": steps, "drill_steps": steps if step.stage == "drill" else 0, "every": steps}
         eyes = self.paths["eyes"]
         assert eyes is not None
-        keys |= {"eyes": str(eyes.parent), "steps": self.sizes.policy, "every": self.sizes.policy, "dev_photos": 12}
+        keys |= {"eyes": str(eyes.parent), "sights": str(self.sights)}
+        keys |= {"steps": self.sizes.policy, "every": self.sizes.policy, "dev_photos": 12}
         keys["small"] = step.stage == "rank"
         for name in ("rated", "vista") if step.stage == "rank" else ("vista",):
             keys[name] = str(self.paths[name])
@@ -178,15 +188,23 @@ def train(stage: str, config: Path) -> None:
     subprocess.run([sys.executable, str(TRAINING / "train.py"), stage, "--config", str(config)], check=True)
 
 
-def judged(bundle: Path, vista: Path, cases: list[Case], photos: list[Rated]) -> dict[str, Estimate | float]:
-    prober = Prober(Engine.open(Bundle.open(bundle)))
+def judged(
+    checkpoint: Path, bundle: Bundle, sights: Path, vista: Path, cases: list[Case], photos: list[Rated]
+) -> dict[str, Estimate | float]:
+    """`bundle`: the same model, exported, which names the size of its views."""
+    model, tokenizer, domain = start_of(checkpoint)
+    engine = RecordingEngine(model.eval(), tokenizer, domain)
+    engine.contract, engine.eyes.sights = bundle.contract, Sights(sights)
+    prober = Prober(engine)
     guess = [prober.judge(Photo.open(p.path), Limits(0)).score for p in photos]
     rows: dict[str, Estimate | float] = {"rated_srcc": bootstrap(srcc, guess, [p.score for p in photos])}
-    found = {probes: measured(scorer(f"{bundle}@{probes}", None), cases, vista, None) for probes in (0, 3)}
+    found = {n: measured(Qcheck(f"{n} probes", prober, n), cases, vista, None) for n in (0, 3)}
     rows |= {f"vista_srcc_{probes}": row["srcc"] for probes, row in found.items()}
-    rows["vista_ms_0"] = found[0]["ms"]
-    rows |= {"vista_iou": found[3]["iou"], "false_alarms_clean": found[3]["false_alarms_clean"]}
-    rows["crop_shift"] = measured(scorer(f"{bundle}@1:clean", None), cases, vista, None)["crop_shift"]
+    rows |= {"vista_iou": found[3]["iou"], "vista_f1": found[3]["f1"]}
+    rows["false_alarms_clean"] = found[3]["false_alarms_clean"]
+    rows["crop_shift"] = measured(ForcedClean("forced", engine), cases, vista, None)["crop_shift"]
+    timed = Qcheck("exported", Prober(Engine.open(bundle)), 0)
+    rows["vista_ms_0"] = float(np.median([timed.judge(case).ms for case in spread(cases, TIMED)]))
     return rows
 
 
@@ -252,7 +270,7 @@ def main() -> int:
         export(checkpoint, TRAINING / "MODEL_CARD.md", bundle, "fp32")
         if name in LARGER_VIEW:
             bundle = widened(bundle, LARGER_VIEW[name][1])
-        figures = judged(bundle, args.vista, cases, photos)
+        figures = judged(checkpoint, Bundle.open(bundle), runs.sights, args.vista, cases, photos)
         flat = {key: value.as_list() if isinstance(value, Estimate) else value for key, value in figures.items()}
         line = {"row": name, **flat}
         known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes), "seed": args.seed})

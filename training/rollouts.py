@@ -13,6 +13,7 @@ from nano import Nano
 from nano_contract import contract_of
 from narrator import Example, Shown, Speller, Suspicion
 from numpy.typing import NDArray
+from sights import Sights
 from torch import Tensor
 from torch_backend import TorchBackend
 from visual import Evidence, Perception, described
@@ -62,10 +63,12 @@ class Transcript:
 
 
 class SeeingBackend(TorchBackend):
-    """Keeps the evidence of what it encodes. `eyes`: that read the cells of a view; None: the model's own."""
+    """Keeps the evidence of what it encodes. `eyes`: that read the cells of a view; None: the model's own. `sights`:
+    where what was seen is kept, if neither eyes nor convolutions are taught any more."""
 
     evidence: Evidence
     eyes: Perception | None = None
+    sights: Sights | None = None
 
     @torch.inference_mode()
     def seen(self, pixels: NDArray[np.float32], survey: NDArray[np.float32]) -> Evidence:
@@ -76,8 +79,13 @@ class SeeingBackend(TorchBackend):
 
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        self.evidence = self.seen(inputs[PIXELS], inputs[SURVEY])
-        tokens: NDArray[np.float32] = self.model.model.visual.projector(*described(self.evidence)).numpy()
+        pixels, survey, visual = inputs[PIXELS], inputs[SURVEY], self.model.model.visual
+        if self.sights is None:
+            self.evidence = self.seen(pixels, survey)
+        else:
+            readers = (visual.encoder, self.eyes or visual.perception)
+            self.evidence = self.sights.of(readers, pixels, survey, lambda: self.seen(pixels, survey))
+        tokens: NDArray[np.float32] = visual.projector(*described(self.evidence)).numpy()
         return tokens
 
 

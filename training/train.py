@@ -19,7 +19,7 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -36,10 +36,13 @@ from defects import PHOTOS, Domain
 from narrator import Speller
 from rollouts import RecordingEngine
 from runs import Run, RunError, save, seeded
+from sights import Sights
 from tasks import tasks_of
 from vista import SetError
 
 from qcheck.errors import QcheckError
+
+DECODER: Final = ("language_model", "projector")  # all that comes after the eyes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class PerceiveConfig:
 class PolicyConfig:
     """Stages 1 and 3. `start`: a checkpoint of the stage before; `eyes`: the folder of perceive.py, so that training
     photos are read by eyes that never saw them, as in stage 2; `rated`: a folder with mos.csv and images/; `vista`: a
-    set of vista.py, of which `small` takes the copies of 512 px; `dev_photos`: at most, of each, to choose by."""
+    set of vista.py, of which `small` takes the copies of 512 px; `dev_photos`: at most, of each, to choose by;
+    `sights`: a folder that keeps what the eyes see, for other runs on the same photos."""
 
     out: Path
     start: Path
@@ -69,6 +73,7 @@ class PolicyConfig:
     rated: Path | None = None
     vista: Path | None = None
     eyes: Path | None = None
+    sights: Path | None = None
     small: bool = True
     steps: int = 200
     every: int = 50
@@ -76,13 +81,15 @@ class PolicyConfig:
     dev_photos: int = 80
     seed: int = 0
     threads: int = 2
-    learned: tuple[str, ...] = field(default=("language_model", "projector"))
+    learned: tuple[str, ...] = DECODER
 
     def __post_init__(self) -> None:
         if self.rated is None and self.vista is None:
             raise ValueError("give rated, vista or both")
         if self.steps < 1 or self.every < 1:
             raise ValueError("steps and every must be 1 or more")
+        if self.sights is not None and not set(self.learned) <= set(DECODER):
+            raise ValueError(f"sights: kept only where nothing but {' and '.join(DECODER)} is learned")
 
 
 def reinforce(config: PolicyConfig) -> None:
@@ -95,7 +102,9 @@ def reinforce(config: PolicyConfig) -> None:
     speller = Speller(tokenizer, domain=domain)
     trainer = sft.Trainer(model, sft.Targets(tokenizer), speller.image_id)
     eyes = look.FoldEyes(config.eyes) if config.eyes is not None else None
-    policy = grpo.Policy(trainer, RecordingEngine(model, tokenizer, domain), speller, eyes)
+    engine = RecordingEngine(model, tokenizer, domain)
+    engine.eyes.sights = Sights(config.sights) if config.sights is not None else None
+    policy = grpo.Policy(trainer, engine, speller, eyes)
     train_tasks, dev_tasks = (
         tasks_of(config.rated, config.vista, config.small, split, domain) for split in ("train", "dev")
     )
