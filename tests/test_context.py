@@ -20,13 +20,13 @@ fields = script("fields")
 visual = script("visual")
 RunError = script("runs").RunError
 
-KINDS = 3
-SIZE = context.context_size(KINDS)
+KINDS, OPINIONS = 3, 4
+SIZE = context.context_size(KINDS, OPINIONS)
 
 
 def untaught() -> Any:
     torch.manual_seed(0)
-    return context.Context(KINDS)
+    return context.Context(KINDS, OPINIONS)
 
 
 @torch.inference_mode()
@@ -35,14 +35,15 @@ def test_an_untaught_context_corrects_nothing() -> None:
 
 
 @torch.inference_mode()
-def test_what_a_context_reads_is_the_mean_of_both_branches() -> None:
+def test_what_a_context_reads_is_the_mean_of_all_networks() -> None:
     outputs = 1 + KINDS + KINDS * visual.LEVELS + 1
-    one, other = torch.randn(2, 4, 5, outputs), torch.randn(2, 4, 5, outputs)
-    inputs = untaught().inputs(one, other, torch.randn(2, 4, 5, context.SURVEY_CHANNELS), torch.zeros(2, 4, 5, 1))
+    opinions = [torch.randn(2, 4, 5, outputs) for _ in range(OPINIONS)]
+    inputs = untaught().inputs(opinions, torch.randn(2, 4, 5, context.SURVEY_CHANNELS), torch.zeros(2, 4, 5, 1))
     assert inputs.shape == (2, 4, 5, SIZE)
     kinds, severity = untaught().read(inputs)
-    assert_allclose(kinds, (one + other)[..., : 1 + KINDS] / 2, atol=1e-5)
-    assert_allclose(severity, (one + other)[..., -1:] / 2, atol=1e-5)
+    mean = sum(opinions) / OPINIONS
+    assert_allclose(kinds, mean[..., : 1 + KINDS], atol=1e-5)
+    assert_allclose(severity, mean[..., -1:], atol=1e-5)
 
 
 @torch.inference_mode()

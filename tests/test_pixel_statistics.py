@@ -18,21 +18,24 @@ known = script("pixel_statistics")
 cells = script("cells")
 
 MEAN, STD = np.float32(cells.IMAGENET_MEAN), np.float32(cells.IMAGENET_STD)
-FILTERS = known.FILTERS
-SCALE = FILTERS + 3  # statistics of one scale: means of all filters, least grain, least and greatest step
-STEPS, GRAIN = slice(0, FILTERS - 1), FILTERS - 1
-LEAST_GRAIN, LEAST_STEP, GREATEST_STEP = FILTERS, FILTERS + 1, FILTERS + 2
+SCALE, FILTERS = known.OF_SCALE, known.FILTERS
+STEPS, GRAIN = slice(0, known.LUMA_FILTERS - 1), known.GRAINS.start
+LEAST_GRAIN, LEAST_STEP, GREATEST_STEP = FILTERS, FILTERS + 3, FILTERS + 4
+CHROMA_GRAIN = slice(GRAIN + 1, known.GRAINS.stop)
+LEAST_CHROMA_GRAIN = slice(LEAST_GRAIN + 1, LEAST_GRAIN + 3)
+SPREAD = slice(FILTERS + 5, FILTERS + 9)  # roots of the mean squares of chroma's steps
+SAME = slice(FILTERS + 9, FILTERS + 11)
 
 
 @torch.inference_mode()
 def statistics(rgb: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Of a photo (h, w, 3), 0..1: (rows, cols, STATISTICS). At full size the chroma filters come after the luma ones;
-    they are moved behind everything else, so that all scales look the same."""
+    """Of a photo (h, w, 3), 0..1: (rows, cols, STATISTICS). What is of the grid comes after the first scale; it is
+    moved behind everything else, so that all scales look the same."""
     normalised = ((rgb.astype(np.float32) - MEAN) / STD).transpose(2, 0, 1)[None]
     found = known.PixelStatistics(MEAN.tolist(), STD.tolist())(torch.from_numpy(normalised))[0].permute(1, 2, 0).numpy()
-    chroma = np.r_[FILTERS : FILTERS + 2, FILTERS + 3 : FILTERS + 5]  # their means and leasts
     assert found.shape == (rgb.shape[0] // 32, rgb.shape[1] // 32, known.STATISTICS)
-    return np.concatenate([np.delete(found, chroma, 2), found[:, :, chroma]], 2)
+    grid = np.r_[SCALE : SCALE + 2]
+    return np.concatenate([np.delete(found, grid, 2), found[:, :, grid]], 2)
 
 
 def photo(seed: int = 0) -> NDArray[np.float64]:
@@ -43,9 +46,10 @@ def photo(seed: int = 0) -> NDArray[np.float64]:
 def test_a_plain_photo_has_only_its_colour() -> None:
     found = statistics(np.full((64, 96, 3), (0.25, 0.5, 0.75)))
     quiet = np.log(known.QUIET)
-    assert_allclose(found[:, :, : 3 * SCALE], quiet, atol=1e-3)
-    assert_allclose(found[0, 0, 3 * SCALE : 3 * SCALE + 8], [0, 0, 0, 0.25, 0.5, 0.75, 0.5, quiet], atol=1e-3)
-    assert_allclose(found[:, :, -4:], quiet, atol=1e-3)
+    scales = found[:, :, : 3 * SCALE].reshape(2, 3, 3, SCALE)
+    assert_allclose(scales[..., : SAME.start], quiet, atol=1e-3)
+    assert_allclose(scales[..., SAME], 1)
+    assert_allclose(found[0, 0, 3 * SCALE :], [0, 0, 0, 0.25, 0.5, 0.75, 0.5, quiet, 0, 0], atol=1e-3)
 
 
 def test_grain_equals_a_plain_computation() -> None:
@@ -103,8 +107,53 @@ def test_coloured_noise_shows_in_chroma() -> None:
     rng = np.random.default_rng(4)
     grey = 0.5 + 0.05 * rng.standard_normal((64, 64, 1)).repeat(3, 2)
     colour = 0.5 + 0.05 * rng.standard_normal((64, 64, 3))
-    assert_allclose(statistics(grey)[:, :, -4:], np.log(known.QUIET), atol=1e-2)
-    assert (statistics(colour)[:, :, -4:] > np.log(known.QUIET) + 1).all()
+    for part in (CHROMA_GRAIN, LEAST_CHROMA_GRAIN, known.CHROMA_STEPS, SPREAD):
+        assert_allclose(statistics(grey)[:, :, part], np.log(known.QUIET), atol=1e-2)
+        assert (statistics(colour)[:, :, part] > np.log(known.QUIET) + 1).all()
+
+
+def test_colour_that_runs_over_edges_has_small_steps_and_many() -> None:
+    """Sideways alone, and the light stays sharp: what chroma_bleed does."""
+    from scipy.ndimage import gaussian_filter1d
+
+    rgb = np.full((64, 64, 3), 0.5)
+    rgb[8:24, 8:24, 0] = rgb[40:56, 40:56, 0] = 0.9
+    luma = (rgb @ np.array(known.LUMA))[..., None]
+    change = statistics(luma + gaussian_filter1d(rgb - luma, 3, axis=1)) - statistics(rgb)
+    right, below = (
+        slice(first, known.CHROMA_STEPS.stop, 2) for first in range(*known.CHROMA_STEPS.indices(99)[:2])[:2]
+    )
+    assert (np.diagonal(change[:, :, SPREAD])[::2] < -0.5).all()  # to the right, in the cells of the squares
+    assert np.abs(np.diagonal(change[:, :, SPREAD])[1::2]).max() < 0.3
+    assert (np.diagonal(change[:, :, right])[:] > np.diagonal(change[:, :, SPREAD])[::2]).all()
+    assert np.abs(np.diagonal(change[:, :, below])).max() < 0.3
+
+
+def test_neighbours_that_are_the_same_are_counted() -> None:
+    rng = np.random.default_rng(5)
+    small = rng.integers(0, 200, (32, 48, 1)).repeat(3, 2) / 255
+    enlarged = small.repeat(2, 0).repeat(2, 1)
+    found = statistics(enlarged)
+    assert_allclose(found[:, :, SAME], 0.5, atol=0.04)
+    # At half the size no two are, but for the last of sixteen at the photo's edge, which has no neighbour.
+    assert found[:, :, SCALE:][:, :, SAME].max() < 1 / 16 + 0.04
+    assert_allclose(
+        statistics(np.linspace(0, 63 / 255, 64)[None, :, None].repeat(64, 0).repeat(3, 2))[0, 0, SAME],
+        [0, 1],
+        atol=0.04,
+    )
+
+
+@pytest.mark.parametrize("phase", [0, 3])
+def test_a_grid_stands_out_wherever_it_lies(phase: int) -> None:
+    rng = np.random.default_rng(6)
+    rgb = 0.5 + 0.01 * rng.standard_normal((64, 96, 1)).repeat(3, 2)
+    blocks = 0.1 * rng.standard_normal((1, 14, 1)).repeat(8, 1)[:, phase : phase + 96]
+    plain, lined = statistics(rgb), statistics(rgb + blocks)
+    assert (lined[:, :, -2] > plain[:, :, -2] + 0.5).all()  # across
+    assert_allclose(lined[:, :, -1], plain[:, :, -1], atol=0.2)  # not down
+    turned = statistics((rgb + blocks).transpose(1, 0, 2))
+    assert_allclose(turned[:, :, -2:], lined[:, :, [-1, -2]].transpose(1, 0, 2), atol=0.2)
 
 
 def test_the_encoder_appends_them() -> None:

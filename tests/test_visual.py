@@ -73,19 +73,36 @@ def test_a_description_has_its_shape(eyes: Any) -> None:
 def test_a_level_is_that_of_the_likely_kind() -> None:
     damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
     for kind in range(len(KINDS)):
-        for branch in (damage.absolute, damage.relative):
-            torch.nn.init.zeros_(branch[-1].weight)
+        for network in (damage.absolute, damage.relative, *damage.plain):
+            torch.nn.init.zeros_(network[-1].weight)
             kinds, levels, severity = damage.apart(torch.zeros(damage.outputs))
             kinds[1 + kind] = 20.0
             levels[torch.arange(len(levels)), torch.arange(len(levels)) % visual.LEVELS] = 20.0
             severity[:] = -1.0
-            branch[-1].bias.data = torch.cat((kinds, levels.flatten(), severity))
+            network[-1].bias.data = torch.cat((kinds, levels.flatten(), severity))
         kinds, levels, severity = damage(cells)
         assert (kinds.argmax(-1) == 1 + kind).all()
         assert (levels.argmax(-1) == kind % visual.LEVELS).all()
         assert torch.allclose(levels.exp().sum(-1), torch.ones(1, 2, 3), atol=1e-3)
         assert severity.shape == (1, 2, 3, 1)
         assert_allclose(severity.detach(), 1 / (1 + np.e), atol=1e-5)  # whatever the kind
+
+
+@torch.inference_mode()
+def test_plain_networks_see_statistics_alone() -> None:
+    """Whatever the convolutions say; the others hang on it."""
+    damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
+    other, statistics = cells.clone(), cells.clone()
+    other[..., : visual.CONVOLVED] = torch.randn(1, 4, 6, visual.CONVOLVED)
+    statistics[..., visual.CONVOLVED :] = torch.randn(1, 4, 6, visual.CELL_CHANNELS - visual.CONVOLVED)
+    before, after, moved = (damage.opinions(some) for some in (cells, other, statistics))
+    assert len(before) == 2 + visual.PLAIN_NETWORKS
+    for index, (one, same, different) in enumerate(zip(before, after, moved, strict=True)):
+        assert torch.equal(one, same) == (index >= 2)
+        assert not torch.allclose(one, different)
+    kinds, _, severity = damage(cells)
+    assert_allclose(kinds, sum(before)[..., : 1 + len(KINDS)] / len(before), atol=1e-5)
+    assert_allclose(severity, torch.sigmoid(sum(before)[..., -1:] / len(before)), atol=1e-5)
 
 
 ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]

@@ -36,7 +36,8 @@ TAPS: Final = {1: 2, 3: 4, 6: 8, 10: 16, 13: 16, 17: 32}
 TAP_CHANNELS: Final = (16, 24, 32, 64, 96, 320)
 # Mean of every tap, spread of those with several positions in a cell, the statistics of the pixels, and mean and
 # spread of the survey's.
-VIEW_CHANNELS: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1]) + STATISTICS
+CONVOLVED: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1])
+VIEW_CHANNELS: Final = CONVOLVED + STATISTICS
 SURVEY_CHANNELS: Final = 2 * len(SURVEYED)
 CELL_CHANNELS: Final = VIEW_CHANNELS + SURVEY_CHANNELS
 
@@ -129,8 +130,12 @@ def surveyed(survey: Tensor, rows: int, cols: int) -> Tensor:
     def pooled(x: Tensor) -> Tensor:
         return torch.einsum("or,nrcs,pc->nops", down, x, across)
 
+    # Less a number near all of them, because E[x^2]-E[x]^2 cancels badly far from nothing.
+    middle = values.mean((1, 2), keepdim=True)
+    values = values - middle
     mean = pooled(values)
-    return torch.cat((mean, torch.sqrt((pooled(values * values) - mean * mean).clamp(min=0) + 1e-6)), -1)
+    spread = torch.sqrt((pooled(values * values) - mean * mean).clamp(min=0) + 1e-6)
+    return torch.cat((mean + middle, spread), -1)
 
 
 def scaled(survey: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What stands around a token: the part of nano's perception that compares it with its neighbours."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -23,26 +24,27 @@ class Context(nn.Module):
     photo can be known again. Until it is taught it corrects nothing.
     """
 
-    def __init__(self, kinds: int) -> None:
+    def __init__(self, kinds: int, opinions: int) -> None:
+        """`opinions`: how many networks Damage has."""
         super().__init__()
-        self.kinds = kinds
-        self.enter = nn.Linear(context_size(kinds), WIDTH)
+        self.kinds, self.opinions = kinds, opinions
+        self.enter = nn.Linear(context_size(kinds, opinions), WIDTH)
         self.drop = nn.Dropout(DROPOUT)
         self.around = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=step, dilation=step) for step in DILATIONS)
         self.back = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 1) for _ in DILATIONS)
         self.middle = nn.Linear(WIDTH, WIDTH)
         self.leave = zeroed(nn.Linear(WIDTH, 1 + kinds + 1))
 
-    def inputs(self, one: Tensor, other: Tensor, survey: Tensor, size: Tensor) -> Tensor:
-        """(..., context_size) of the outputs of Damage's branches (..., outputs), the survey against its view
+    def inputs(self, opinions: Sequence[Tensor], survey: Tensor, size: Tensor) -> Tensor:
+        """(..., context_size) of the outputs of Damage's networks (..., outputs), the survey against its view
         (..., SURVEY_CHANNELS), and the view's size (..., 1), as Damage reads it."""
-        read = [part for out in (one, other) for part in (out[..., : 1 + self.kinds], out[..., -1:])]
+        read = [part for out in opinions for part in (out[..., : 1 + self.kinds], out[..., -1:])]
         return torch.cat((torch.cat(read, -1) / READING_UNIT, survey / SURVEY_UNIT, size), -1)
 
     def read(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What both branches read on average, from `inputs`: logits of kinds (..., 1 + kinds), of severity (..., 1)."""
-        one, other = inputs[..., : 2 * (2 + self.kinds)].chunk(2, -1)
-        read = READING_UNIT * (one + other) / 2
+        """What the networks read on average, from `inputs`: logits of kinds (..., 1 + kinds), of severity (..., 1)."""
+        each = inputs[..., : self.opinions * (2 + self.kinds)].unflatten(-1, (self.opinions, 2 + self.kinds))
+        read = READING_UNIT * each.mean(-2)
         return read[..., :-1], read[..., -1:]
 
     def forward(self, inputs: Tensor, inside: Tensor | None = None) -> Tensor:
@@ -57,6 +59,6 @@ class Context(nn.Module):
         return corrected
 
 
-def context_size(kinds: int) -> int:
-    """Of what Context reads of a token: two branches' kinds and severity, the survey, the view's size."""
-    return 2 * (1 + kinds + 1) + SURVEY_CHANNELS + 1
+def context_size(kinds: int, opinions: int) -> int:
+    """Of what Context reads of a token: kinds and severity as each network reads them, the survey, the view's size."""
+    return opinions * (1 + kinds + 1) + SURVEY_CHANNELS + 1

@@ -119,7 +119,7 @@ class Fields:
 
 
 def learn_context(context: Context, fields: Fields, steps: int, rate: float, rng: np.random.Generator) -> None:
-    """What a context adds to the mean of both branches shall be right."""
+    """What a context adds to the mean of Damage's networks shall be right."""
     optimizer = torch.optim.AdamW(context.parameters(), lr=rate, weight_decay=DECAY)
     context.train()
     for step in range(steps):

@@ -110,7 +110,7 @@ class Tokens:
 
 
 def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey: bool = True) -> None:
-    """Each branch learns alone, so that neither leans on the other. Without `survey` they are blind to it."""
+    """Each network learns alone, so that none leans on another. Without `survey` they are blind to it."""
     everything = train.tokens[:: max(1, len(train.tokens) // 100_000)].float()
     damage.mean.copy_(everything.mean(0))
     damage.std.copy_(everything.std(0) + 1e-3)

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from stores import Item, items_of, of_split
 from torch import Tensor, nn
 from torch.nn import functional as F
-from visual import Damage, summary
+from visual import Damage, mean_of, summary
 
 from qcheck.tiles import Box
 
@@ -70,11 +70,10 @@ class Heads(nn.Module):
         score: Tensor = SCORE_CENTRE + (self.line(x) + self.network(x))[:, 0]
         return score
 
-    def tokens(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, rows, cols, VIEW_CHANNELS) -> both branches' outputs, (n, tokens, outputs)."""
+    def tokens(self, cells: Tensor) -> list[Tensor]:
+        """(n, rows, cols, VIEW_CHANNELS) -> outputs of Damage's networks, (n, tokens, outputs)."""
         cells = F.pad(cells, (0, SURVEY_CHANNELS))  # a tile has no survey
-        one, other = self.damage.branches(cells)
-        return one.flatten(1, 2), other.flatten(1, 2)
+        return [outputs.flatten(1, 2) for outputs in self.damage.opinions(cells)]
 
 
 def normalised(pixels: NDArray[np.uint8]) -> Tensor:
@@ -267,8 +266,7 @@ def evaluate(encoder: CellEncoder, heads: Heads, dev: dict[str, list[Item]]) -> 
             (cells,) = cells_of(encoder, [item.read(index)])
             rows, cols = cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
             known = token_truth(rows, cols, Box(*view["box"]), item.sample, heads.domain.kinds).kinds
-            one, other = heads.tokens(cells)
-            kind, _, _ = heads.damage.apart((one[0] + other[0]) / 2)
+            kind, _, _ = heads.damage.apart(mean_of(heads.tokens(cells))[0])
             odd = (kind[:, 1:].logsumexp(-1) - kind[:, 0]).numpy()
             labels.append(known[known >= 0] > 0)
             odds.append(odd[known >= 0])

@@ -1,6 +1,6 @@
 """nano's vision side: frozen convolutions, a perception that reads them, and a projector.
 
-`Damage` reads every token by itself: what is wrong with it, judged once as it is and once against the rest of its view.
+`Damage` reads every token by itself: what is wrong with it, as it is and against the rest of its view.
 Nothing in it sees where a token is or what lies beside it, because whatever could know a photo again learned the few
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
 neighbours, and nothing but those. `Quality` reads the view as a whole: its score, and another its attributes. `Toll`
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from cells import CELL_CHANNELS, VIEW_CHANNELS, CellEncoder, size_of
+from cells import CELL_CHANNELS, CONVOLVED, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
 from layers import zeroed
@@ -28,6 +28,8 @@ from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
 DAMAGE_WIDTH: Final = 256
 DAMAGE_DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.2
+PLAIN_NETWORKS: Final = 2
+PLAIN_INPUT_DROPOUT: Final = 0.05
 QUALITY_NETWORKS: Final = 3
 QUALITY_WIDTHS: Final = (512, 256)
 ATTRIBUTE_WIDTHS: Final = (256, 128)
@@ -98,7 +100,12 @@ class Proposals(NamedTuple):
 
 
 class Damage(nn.Module):
-    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds, levels and severity of each token."""
+    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds, levels and severity of each token.
+
+    Several networks judge each token, and are averaged: one by all channels as they are, one by all against the rest of
+    the view, and PLAIN_NETWORKS by statistics alone, both ways. Those few numbers tell on other photos what the many of
+    the convolutions drown: what few sources have in common is easily learned from hundreds of channels.
+    """
 
     def __init__(self, kinds: int = PHOTO_KINDS) -> None:
         super().__init__()
@@ -107,12 +114,14 @@ class Damage(nn.Module):
         self.outputs = 1 + kinds + kinds * LEVELS + 1
         self.register_buffer("mean", torch.zeros(CELL_CHANNELS))
         self.register_buffer("std", torch.ones(CELL_CHANNELS))
-        self.absolute, self.relative = (self.branch() for _ in range(2))
+        self.absolute, self.relative = (self.network(CELL_CHANNELS + 1, INPUT_DROPOUT) for _ in range(2))
+        plain = 2 * (CELL_CHANNELS - CONVOLVED) + 1
+        self.plain = nn.ModuleList(self.network(plain, PLAIN_INPUT_DROPOUT) for _ in range(PLAIN_NETWORKS))
 
-    def branch(self) -> nn.Sequential:
+    def network(self, inputs: int, dropout: float) -> nn.Sequential:
         return nn.Sequential(
-            nn.Dropout(INPUT_DROPOUT),
-            nn.Linear(CELL_CHANNELS + 1, DAMAGE_WIDTH),
+            nn.Dropout(dropout),
+            nn.Linear(inputs, DAMAGE_WIDTH),
             nn.GELU(),
             nn.Dropout(DAMAGE_DROPOUT),
             nn.Linear(DAMAGE_WIDTH, DAMAGE_WIDTH),
@@ -128,10 +137,12 @@ class Damage(nn.Module):
         relative = (tokens - mean) / (spread + 0.1 * self.std)
         return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
 
-    def read(self, absolute: Tensor, relative: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of both branches, (..., outputs) each, as `apart` takes them. `size`: (..., 1) as of `size_of` the
+    def read(self, absolute: Tensor, relative: Tensor, size: Tensor) -> list[Tensor]:
+        """Outputs of all networks, (..., outputs) each, as `apart` takes them. `size`: (..., 1) as of `size_of` the
         view: only big photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
-        return self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
+        plain = torch.cat((absolute[..., CONVOLVED:], relative[..., CONVOLVED:], size), -1)
+        seen = self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
+        return [*seen, *(network(plain) for network in self.plain)]
 
     def apart(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., 1 + kinds) logits, of the levels of each kind, (..., kinds, LEVELS), and of severity, (..., 1)."""
@@ -147,13 +158,16 @@ class Damage(nn.Module):
         ones = torch.ones_like(tokens[..., :1])
         return *self.normalised(tokens, mean, spread), size_of(ones * ones.sum((1, 2), keepdim=True))
 
-    def branches(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of both for each token of views, (views, rows, cols, outputs)."""
+    def opinions(self, cells: Tensor) -> list[Tensor]:
+        """The outputs of all networks for each token of views, (views, rows, cols, outputs)."""
         return self.read(*self.inputs(cells))
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        one, other = self.branches(cells)
-        return told(*self.apart((one + other) / 2))
+        return told(*self.apart(mean_of(self.opinions(cells))))
+
+
+def mean_of(opinions: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(opinions)).mean(0)
 
 
 def told(kinds: Tensor, levels: Tensor, severity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +227,8 @@ class Perception(nn.Module):
 
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
-        self.damage, self.context, self.quality, self.toll = Damage(kinds), Context(kinds), Quality(), Toll(kinds)
+        self.damage, self.context = Damage(kinds), Context(kinds, 2 + PLAIN_NETWORKS)
+        self.quality, self.toll = Quality(), Toll(kinds)
         self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS)
 
     def around(self, cells: Tensor) -> Tensor:
@@ -221,10 +236,10 @@ class Perception(nn.Module):
         return self._read(cells)[1]
 
     def _read(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of both branches, and what Context reads."""
+        """The mean of Damage's networks, and what Context reads."""
         absolute, relative, size = self.damage.inputs(cells)
-        one, other = self.damage.read(absolute, relative, size)
-        return (one + other) / 2, self.context.inputs(one, other, relative[..., VIEW_CHANNELS:], size)
+        opinions = self.damage.read(absolute, relative, size)
+        return mean_of(opinions), self.context.inputs(opinions, relative[..., VIEW_CHANNELS:], size)
 
     def forward(self, cells: Tensor) -> Evidence:
         outputs, around = self._read(cells)
