@@ -151,6 +151,13 @@ class Architecture:
     vision: VisionArchitecture
     tied: bool
 
+    @property
+    def weights(self) -> int:
+        """Numbers in all of its tensors."""
+        shapes = (*self.text.tensors().values(), *self.vision.tensors().values())
+        head = 0 if self.tied else self.text.vocabulary * self.text.hidden
+        return sum(map(math.prod, shapes)) + head
+
     @classmethod
     def of(cls, config: Any) -> "Architecture":
         """From the parsed config.json. Raises ExportError."""

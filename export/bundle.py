@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,9 +62,12 @@ class Settings:
     attributes: tuple[str, ...] = ATTRIBUTES
 
 
-def export(directory: Path, out: Path, settings: Settings) -> Bundle:
-    """The bundle of the checkpoint in `directory`, at `out`, which must not exist. Raises ExportError or BundleError;
-    nothing is left of a bundle that could not be finished."""
+def export(
+    directory: Path, out: Path, settings: Settings, approve: Callable[[Bundle, Checkpoint], None] = lambda *_: None
+) -> Bundle:
+    """The bundle of the checkpoint in `directory`, at `out`, which must not exist. `approve` sees it before it gets its
+    name, and raises if it is not to have one. Raises ExportError or BundleError; nothing is left of a bundle that could
+    not be finished."""
     if out.exists() or out.is_symlink():
         raise ExportError(f"{out} exists; remove it, or name another place")
     if not out.parent.is_dir():
@@ -77,6 +80,7 @@ def export(directory: Path, out: Path, settings: Settings) -> Bundle:
         files = _write_parts(checkpoint, contract, settings, work)
         _write(work / CONTRACT_FILE, replace(contract, files=files).to_json())
         made = Bundle.open(work)
+        approve(made, checkpoint)
     return replace(made, directory=out)
 
 

@@ -2,7 +2,10 @@
 
     python export/export.py CHECKPOINT OUT --precision int4
 
-Exit codes: 0 it is there; 2 it is not, and one line says why; 130 interrupted. README.md has the options' meaning.
+Before the bundle gets its name it is compared with the checkpoint in transformers, as verify.py does it.
+
+Exit codes: 0 it is there; 1 it does not say what the checkpoint says, and is not kept; 2 something else was wrong, and
+one line says what; 130 interrupted. README.md has the options' meaning.
 """
 
 import argparse
@@ -12,14 +15,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from bundle import Settings, export
+from bundle import Settings, export, size_of
+from checkpoint import Checkpoint
 from decoder import FORMS
+from errors import NotVerified
 from precisions import PRECISIONS
 
+from qcheck.bundle import Bundle
 from qcheck.contract import Dialect
-from qcheck.errors import QcheckError
+from qcheck.errors import QcheckError, UsageError
 
 DONE: Final = 0
+NOT_VERIFIED: Final = 1
 FAILED: Final = 2
 INTERRUPTED: Final = 130
 DIALECTS: Final = tuple(name for name in get_args(Dialect) if name != "probe-json")  # which is nano's
@@ -62,22 +69,63 @@ def parser() -> argparse.ArgumentParser:
     for name in ("kinds", "attributes"):
         option(name, type=names, metavar="A,B,...", help=f"{name} that qwen-chat is asked for; default: nano's")
     made.add_argument("--name", help="what records call the model; default: the checkpoint's directory")
+    made.add_argument("--photos", type=Path, metavar="FOLDER", help="to verify with; default: a few made-up pictures")
+    made.add_argument(
+        "--threads", type=positive, metavar="N", help="to verify with; default: what both engines take by themselves"
+    )
+    made.add_argument("--no-verify", action="store_true", help="keep the bundle without a comparison")
     return made
+
+
+class Verification:
+    """What a bundle has to pass before it is kept. `photos`: a folder, or None for made-up pictures."""
+
+    def __init__(self, checkpoint: Path, precision: str, photos: Path | None, threads: int | None) -> None:
+        """Raises ExportError where it could not be done later, after hours perhaps."""
+        import verify  # here, because it loads transformers, which an export alone does not need
+
+        self._verify, self._photos, self._threads = verify.verify, photos, threads
+        self._pictures()
+        opened = Checkpoint.open(checkpoint)
+        bundle_bytes = size_of(opened.architecture, PRECISIONS[precision])
+        beside = verify.memory_of(bundle_bytes, opened, precision)
+        verify.check_memory(opened, beside, "leave it out with --no-verify")
+
+    def _pictures(self) -> Any:
+        from verify import MOST_PHOTOS, made, of_folder
+
+        return made() if self._photos is None else of_folder(self._photos, MOST_PHOTOS)
+
+    def __call__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
+        """Prints how close they are. Raises NotVerified if that is not close enough."""
+        found = self._verify(bundle, checkpoint, self._pictures(), threads=self._threads)
+        print(found.table())
+        if not found.passed:
+            raise NotVerified(f"{found.verdict}; the bundle is not kept (--no-verify would)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser().parse_args(arguments))
-    checkpoint, out = given.pop("checkpoint"), given.pop("out")
+    checkpoint, out, photos, threads = (given.pop(name) for name in ("checkpoint", "out", "photos", "threads"))
+    unseen = given.pop("no_verify")
     given["name"] = given["name"] or checkpoint.resolve().name
     try:
-        bundle = export(checkpoint, out, Settings(**given))
+        for name, value in (("photos", photos), ("threads", threads)):
+            if unseen and value is not None:
+                raise UsageError(f"--{name} is to verify with; leave it out, or --no-verify")
+        checks = () if unseen else (Verification(checkpoint, given["precision"], photos, threads),)
+        bundle = export(checkpoint, out, Settings(**given), *checks)
+    except NotVerified as error:
+        print(f"export: error: {error}", file=sys.stderr)
+        return NOT_VERIFIED
     except QcheckError as error:
         print(f"export: error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    told = ", not verified" if unseen else ""
     size = sum(file.bytes for file in bundle.contract.files.values())
-    print(f"{bundle.directory}: {bundle.contract.precision}, {size / 1e6:.1f} MB, sha256 {bundle.sha256[:16]}")
+    print(f"{bundle.directory}: {bundle.contract.precision}, {size / 1e6:.1f} MB, sha256 {bundle.sha256[:16]}{told}")
     return DONE
 
 

@@ -47,7 +47,15 @@ precisions = script("precisions", "export")
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
 GLOBAL_PIXELS, CROP_PIXELS, THINK_TOKENS = 100352, 50176, 24
-SMALL: Final = ("--global-pixels", str(GLOBAL_PIXELS), "--crop-pixels", str(CROP_PIXELS), "--think-tokens", "24")
+SMALL: Final = (
+    "--no-verify",
+    "--global-pixels",
+    str(GLOBAL_PIXELS),
+    "--crop-pixels",
+    str(CROP_PIXELS),
+    "--think-tokens",
+    "24",
+)
 SAME_LOGITS: Final = 1e-4  # of the largest there are
 DIALECTS: Final = ("qwen-chat", "visualquality-r1", "q-insight")
 
@@ -424,7 +432,7 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     before = sorted(place.iterdir()) if place.is_dir() else None
     capfd.readouterr()
     options = arguments if "--precision" in arguments else (*arguments, "--precision", "fp32")
-    assert command.main([str(argument) for argument in options]) == 2
+    assert command.main([*(str(argument) for argument in options), "--no-verify"]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     (line,) = err.splitlines()
@@ -498,7 +506,8 @@ def test_a_disk_without_room_is_seen_before_and_while_it_is_written(
         "sys.path.insert(0, sys.argv.pop(1)); import export; sys.exit(export.main(sys.argv[1:]))"
     )
     line = [sys.executable, "-c", code, str(ROOT / "export"), str(checkpoint), str(tmp_path / "out")]
-    done = subprocess.run([*line, "--precision", "fp32"], capture_output=True, text=True, check=False, timeout=120)
+    line += ["--precision", "fp32", "--no-verify"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("export:")]
     assert line.startswith(f"export: error: {tmp_path}")
@@ -522,7 +531,7 @@ def test_nothing_is_left_of_an_export_that_is_interrupted(
         monkeypatch.setattr(bundles.Bundle, "open", interrupted)
     else:
         monkeypatch.setattr(bundles, step, interrupted)
-    assert command.main([str(checkpoint), str(tmp_path / "out"), "--precision", "fp32"]) == 130
+    assert command.main([str(checkpoint), str(tmp_path / "out"), "--precision", "fp32", "--no-verify"]) == 130
     assert list(tmp_path.iterdir()) == []
     assert seen == [step in ("check", "_to_disk")]
 
