@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,12 +22,14 @@ from checkpoint import EMBEDDINGS, Checkpoint
 from decoder import FORMS
 from errors import ExportError
 from pictures import crop_of, pixels_of, view_of_budget
-from precisions import PRECISIONS, Parts
+from precisions import BITS, PRECISIONS, Parts, Quantisation, decoder_of
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from samples import of_folder
 from speech import TOKENIZER_FILE, check_speech, tokenizer_of
 from templates import language_of
 from vision import VisionTower
+from weights import Precision
 
 from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle, data_name
 from qcheck.contract import CONTRACT_FILE, FORMAT, ZOOMING, Contract, DecoderSpec, Dialect, FileEntry
@@ -39,6 +41,9 @@ KINDS: Final = (
     "underexposure", "color", "dirt", "corruption",
 )  # fmt: skip
 ATTRIBUTES: Final = ("sharpness", "noise", "color", "exposure", "compression")
+CALIBRATION_PHOTOS: Final = 16  # conversations of thousands of tokens each, of which GPTQ wants tens of thousands
+CALIBRATION_PROBES: Final = 3
+DRAFT: Final = "draft.onnx"
 SPARE: Final = 1.05  # of the disk: for what a size by weights leaves out
 _READ_BYTES: Final = 1 << 20
 
@@ -60,6 +65,13 @@ class Settings:
     max_tokens: int = 8192
     kinds: tuple[str, ...] = KINDS
     attributes: tuple[str, ...] = ATTRIBUTES
+    quantisation: Quantisation = field(default_factory=Quantisation)
+    threads: int | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """Of what is decided before anything is calibrated."""
+        return replace(PRECISIONS[self.precision], decoder=decoder_of(self.precision, self.quantisation))
 
 
 def export(
@@ -72,10 +84,11 @@ def export(
         raise ExportError(f"{out} exists; remove it, or name another place")
     if not out.parent.is_dir():
         raise ExportError(f"{out.parent} is not a directory; make it first")
+    settings.quantisation.check(settings.precision)
     checkpoint = Checkpoint.open(directory)
     contract = _contract(checkpoint, settings)
     check_speech(contract, tokenizer_of(directory, checkpoint.architecture.text.vocabulary))
-    _check_room(out.parent, checkpoint.architecture, PRECISIONS[settings.precision])
+    _check_room(out.parent, checkpoint.architecture, settings.parts)
     with _finished(out) as work:
         files = _write_parts(checkpoint, contract, settings, work)
         _write(work / CONTRACT_FILE, replace(contract, files=files).to_json())
@@ -123,7 +136,8 @@ def size_of(architecture: Architecture, parts: Parts) -> float:
     text, vision = architecture.text, architecture.vision
     table = text.vocabulary * text.hidden  # in the decoder's tensors it stands for the head
     decoder = weights(text.tensors()) * parts.decoder.bytes_a_weight
-    return decoder + weights(vision.tensors()) * parts.vision.bytes_a_weight + table * (2 if parts.halves else 4)
+    table_bytes = table * (4 if parts.table == "float32" else 2)
+    return decoder + weights(vision.tensors()) * parts.vision.bytes_a_weight + table_bytes
 
 
 def _check_room(place: Path, architecture: Architecture, parts: Parts) -> None:
@@ -164,12 +178,14 @@ def _to_disk(path: Path) -> None:
 
 def _write_parts(checkpoint: Checkpoint, contract: Contract, settings: Settings, work: Path) -> dict[str, FileEntry]:
     """All files but the contract, and their entries."""
-    parts = PRECISIONS[settings.precision]
+    parts = settings.parts
     VisionTower.write(checkpoint, parts.vision, work / "vision.onnx")
-    FORMS[settings.form].write(checkpoint, parts.decoder, work / "decoder.onnx")
     _write_embeddings(checkpoint, parts, work / "embeddings.safetensors")
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, work / TOKENIZER_FILE)
-    _write(work / "MODEL_CARD.md", card_of(contract, checkpoint.directory, settings.form))
+    how = f", {settings.quantisation.described()}" if settings.precision in BITS else ""
+    _write(work / "MODEL_CARD.md", card_of(contract, checkpoint.directory, settings.form, how))
+    decoder = _calibrated(checkpoint, contract, settings, work)
+    FORMS[settings.form].write(checkpoint, decoder, work / "decoder.onnx")
     names = {
         "vision": "vision.onnx",
         "vision_data": data_name("vision.onnx"),
@@ -182,11 +198,35 @@ def _write_parts(checkpoint: Checkpoint, contract: Contract, settings: Settings,
     return {part: _entry(work / name) for part, name in names.items() if (work / name).exists()}
 
 
+def _calibrated(checkpoint: Checkpoint, contract: Contract, settings: Settings, work: Path) -> Precision:
+    """The decoder's precision. Where it looks at photos, they are judged by a draft that is rounded to the nearest; the
+    draft's decoder is gone from the disk before the real one is written, and it never has a contract there."""
+    folder = settings.quantisation.calibration
+    if folder is None:
+        return settings.parts.decoder
+    from calibration import Calibration, conversations  # here, because transformers is not needed otherwise
+
+    FORMS[settings.form].write(checkpoint, settings.parts.decoder, work / DRAFT)
+    names = {
+        "vision": "vision.onnx",
+        "decoder": DRAFT,
+        "embeddings": "embeddings.safetensors",
+        "tokenizer": TOKENIZER_FILE,
+    }
+    files = {part: FileEntry(name, 0, "") for part, name in names.items()}
+    draft = Bundle(work, replace(contract, files=files), "0" * 64)
+    photos = of_folder(folder, CALIBRATION_PHOTOS)
+    fed = list(conversations(draft, photos, CALIBRATION_PROBES, settings.threads))
+    for name in (DRAFT, data_name(DRAFT)):
+        (work / name).unlink(missing_ok=True)
+    return decoder_of(settings.precision, settings.quantisation, Calibration(checkpoint, fed))
+
+
 def _write_embeddings(checkpoint: Checkpoint, parts: Parts, path: Path) -> None:
     """As the checkpoint has them, so that halves stay halves."""
     table = checkpoint.tensor(EMBEDDINGS)
-    if parts.halves and table.dtype == torch.float32:
-        table = table.half()
+    if table.dtype == torch.float32:
+        table = table.to(getattr(torch, parts.table))
     if not torch.isfinite(table).all():
         raise ExportError(f"the embeddings hold numbers that are not finite in {table.dtype}; use fp32")
     try:

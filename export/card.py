@@ -23,14 +23,14 @@ def licence_of(checkpoint: Path) -> str:
     return "as in the card" if _licence_text(checkpoint) else UNSTATED
 
 
-def card_of(contract: Contract, checkpoint: Path, form: str) -> str:
-    """Markdown. Nothing in it was measured, and it says so."""
+def card_of(contract: Contract, checkpoint: Path, form: str, how: str) -> str:
+    """Markdown. `how`: more about the precision. Nothing in it was measured, and it says so."""
     language, views = contract.language, (contract.global_view, contract.crop_view)
     whole, crop = (f"{view.max_pixels / 1e6:.2f} MP" for view in views)
     lines = [
         f"# {contract.name}",
         "",
-        f"Made by qcheck's export of the checkpoint `{checkpoint.name}`, at {contract.precision}, form `{form}`.",
+        f"Made by qcheck's export of the checkpoint `{checkpoint.name}`, at {contract.precision}{how}, form `{form}`.",
         "",
         f"- licence of the checkpoint: {contract.licence}",
         f"- dialect: {language.dialect}, thinking at most {language.think_tokens} tokens a turn",

@@ -134,11 +134,8 @@ class Comparison:
                 f"{self.strange} logits are not finite: {self.precision} overflows with this checkpoint; use bf16 or"
                 " fp32"
             )
-        if not self.passed:
-            return (
-                f"logits are off by {self.relative:.2g} of the largest; {self.tolerance:g} passes at {self.precision}"
-            )
-        return f"logits are within {self.relative:.2g} of the largest; {self.tolerance:g} passes at {self.precision}"
+        how = "within" if self.passed else "off by"
+        return f"logits are {how} {self.relative:.2g} of the largest; {self.tolerance:g} passes at {self.precision}"
 
     def table(self) -> str:
         lines = [f"{'turn':>4}  {'steps':>6}  {'max error':>9}  {'of largest':>10}  not finite"]

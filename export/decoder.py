@@ -60,7 +60,7 @@ class Decoder(Builder):
             x, h = self.add_and_norm(x, self.outer(out), f"{layer}.post_attention_layernorm")
             out = self._mlp(h, f"{layer}.mlp")
             following = "text.norm" if last else f"text.layers.{index + 1}.input_layernorm"
-            x, h = self.add_and_norm(x, self.outer(out), following)
+            x, h = self.add_and_norm(x, out, following)
         head = self.precision.linear(graph, self.inner(h), "lm_head", self.checkpoint.read(HEAD))
         graph.node("Cast", (head,), output=LOGITS, to=TensorProto.FLOAT)
 
@@ -104,9 +104,12 @@ class Decoder(Builder):
         return self.precision.linear(self.graph, self.inner(h), f"{layer}.self_attn.qkv_proj", weight, bias)
 
     def _mlp(self, h: str, name: str) -> str:
+        """From and to float32. The product of gate and up is by far the largest value of a layer, and larger than what
+        a float16 holds in some: from there on it is float32, as in the vision tower."""
+        graph, wide, weight = self.graph, self.precision.wide, self.checkpoint.read(f"{name}.down_proj.weight")
         h = self.inner(h)
-        gate, up = (self.linear(h, f"{name}.{part}_proj", bias=False) for part in ("gate", "up"))
-        return self.linear(self.graph.node("Mul", (self.silu(gate), up)), f"{name}.down_proj", bias=False)
+        gate, up = (self.outer(self.linear(h, f"{name}.{part}_proj", bias=False)) for part in ("gate", "up"))
+        return wide.linear(graph, graph.node("Mul", (self.silu(gate), up)), f"{name}.down_proj", weight)
 
     def _end(self) -> str:
         """(rows,) int64: tokens in the cache after this call."""

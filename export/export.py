@@ -19,7 +19,8 @@ from bundle import Settings, export, size_of
 from checkpoint import Checkpoint
 from decoder import FORMS
 from errors import NotVerified
-from precisions import PRECISIONS
+from precisions import ALGORITHMS, BLOCKS, PRECISIONS, Provider, Quantisation, refusal
+from samples import MOST_PHOTOS, made, of_folder
 
 from qcheck.bundle import Bundle
 from qcheck.contract import Dialect
@@ -30,6 +31,7 @@ NOT_VERIFIED: Final = 1
 FAILED: Final = 2
 INTERRUPTED: Final = 130
 DIALECTS: Final = tuple(name for name in get_args(Dialect) if name != "probe-json")  # which is nano's
+PROVIDERS: Final = get_args(Provider)
 DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
 
 
@@ -69,10 +71,17 @@ def parser() -> argparse.ArgumentParser:
     for name in ("kinds", "attributes"):
         option(name, type=names, metavar="A,B,...", help=f"{name} that qwen-chat is asked for; default: nano's")
     made.add_argument("--name", help="what records call the model; default: the checkpoint's directory")
-    made.add_argument("--photos", type=Path, metavar="FOLDER", help="to verify with; default: a few made-up pictures")
+    made.add_argument("--algorithm", choices=tuple(ALGORITHMS), default="rtn", help="of int8 and int4; default rtn")
+    made.add_argument("--block", type=int, choices=BLOCKS, default=BLOCKS[0], help="of int8 and int4; default 32")
     made.add_argument(
-        "--threads", type=positive, metavar="N", help="to verify with; default: what both engines take by themselves"
+        "--symmetric", action=argparse.BooleanOptionalAction, help="whether blocks of int8 and int4 have their own 0"
     )
+    made.add_argument("--calibration", type=Path, metavar="FOLDER", help="photos, which gptq needs")
+    made.add_argument(
+        "--provider", choices=PROVIDERS, default="cpu", help="of ONNX Runtime that is to run it; default %(default)s"
+    )
+    made.add_argument("--photos", type=Path, metavar="FOLDER", help="to verify with; default: a few made-up pictures")
+    option("threads", type=positive, metavar="N", help="to calibrate and verify with; default: what engines take")
     made.add_argument("--no-verify", action="store_true", help="keep the bundle without a comparison")
     return made
 
@@ -80,20 +89,18 @@ def parser() -> argparse.ArgumentParser:
 class Verification:
     """What a bundle has to pass before it is kept. `photos`: a folder, or None for made-up pictures."""
 
-    def __init__(self, checkpoint: Path, precision: str, photos: Path | None, threads: int | None) -> None:
+    def __init__(self, checkpoint: Path, settings: Settings, photos: Path | None) -> None:
         """Raises ExportError where it could not be done later, after hours perhaps."""
         import verify  # here, because it loads transformers, which an export alone does not need
 
-        self._verify, self._photos, self._threads = verify.verify, photos, threads
+        self._verify, self._photos, self._threads = verify.verify, photos, settings.threads
         self._pictures()
         opened = Checkpoint.open(checkpoint)
-        bundle_bytes = size_of(opened.architecture, PRECISIONS[precision])
-        beside = verify.memory_of(bundle_bytes, opened, precision)
+        bundle_bytes = size_of(opened.architecture, settings.parts)
+        beside = verify.memory_of(bundle_bytes, opened, settings.precision)
         verify.check_memory(opened, beside, "leave it out with --no-verify")
 
     def _pictures(self) -> Any:
-        from verify import MOST_PHOTOS, made, of_folder
-
         return made() if self._photos is None else of_folder(self._photos, MOST_PHOTOS)
 
     def __call__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
@@ -106,15 +113,21 @@ class Verification:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser().parse_args(arguments))
-    checkpoint, out, photos, threads = (given.pop(name) for name in ("checkpoint", "out", "photos", "threads"))
-    unseen = given.pop("no_verify")
+    checkpoint, out, photos = (given.pop(name) for name in ("checkpoint", "out", "photos"))
+    unseen, provider = given.pop("no_verify"), given.pop("provider")
+    how = {name: given.pop(name) for name in ("algorithm", "block", "symmetric", "calibration")}
     given["name"] = given["name"] or checkpoint.resolve().name
     try:
-        for name, value in (("photos", photos), ("threads", threads)):
-            if unseen and value is not None:
-                raise UsageError(f"--{name} is to verify with; leave it out, or --no-verify")
-        checks = () if unseen else (Verification(checkpoint, given["precision"], photos, threads),)
-        bundle = export(checkpoint, out, Settings(**given), *checks)
+        if why := refusal(given["precision"], given["form"], provider):
+            raise UsageError(f"--provider {provider}: {why}")
+        settings = Settings(**given, quantisation=Quantisation(**how))
+        settings.quantisation.check(settings.precision)
+        if settings.quantisation.calibration is not None:
+            of_folder(settings.quantisation.calibration, 1)  # before anything else, because it is needed late
+        if unseen and photos is not None:
+            raise UsageError("--photos: are to verify with; leave them out, or --no-verify")
+        checks = () if unseen else (Verification(checkpoint, settings, photos),)
+        bundle = export(checkpoint, out, settings, *checks)
     except NotVerified as error:
         print(f"export: error: {error}", file=sys.stderr)
         return NOT_VERIFIED

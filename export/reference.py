@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch_decoder import TorchDecoder
 
 from qcheck.windows import PATCH_POSITIONS, PATCHES
 
-FLOAT_BYTES = 4
+FLOAT_BYTES: Final = 4
 
 
 class Reference(TorchDecoder):

@@ -16,6 +16,9 @@ from qcheck.verdict import Failure
 SIZES: Final = ((640, 480), (450, 700), (1000, 300))
 
 
+MOST_PHOTOS: Final = 16  # that a bundle is verified with
+
+
 def made() -> list[Photo]:
     """A few pictures with edges, waves of all lengths and a noisy corner; the same ones every time."""
     return [Photo(f"made {number}", _picture(*size, number)) for number, size in enumerate(SIZES, 1)]

@@ -22,7 +22,7 @@ from checkpoint import Checkpoint
 from comparison import TOLERANCES, Comparison
 from errors import ExportError
 from reference import Reference, check_memory, size_of
-from samples import made, of_folder
+from samples import MOST_PHOTOS, made, of_folder
 from talk import TalkingEngine
 
 from qcheck.bundle import Bundle
@@ -36,7 +36,6 @@ FAILED: Final = 2
 INTERRUPTED: Final = 130
 PROBES: Final = 3
 THINK_TOKENS: Final = 48  # enough to see trajectories part, and a conversation stays short of a minute of decoding
-MOST_PHOTOS: Final = 16
 
 
 def verify(
@@ -92,20 +91,20 @@ def memory_of(bundle_bytes: float, checkpoint: Checkpoint, precision: str) -> fl
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("bundle", type=Path, metavar="BUNDLE", help="a directory that export.py made")
-    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the directory that it was made of")
-    made.add_argument("--photos", type=Path, metavar="FOLDER", help="to judge; default: a few made-up pictures")
-    made.add_argument(
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("bundle", type=Path, metavar="BUNDLE", help="a directory that export.py made")
+    found.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the directory that it was made of")
+    found.add_argument("--photos", type=Path, metavar="FOLDER", help="to judge; default: a few made-up pictures")
+    found.add_argument(
         "--most-photos", type=int, default=MOST_PHOTOS, metavar="N", help="of the folder; default %(default)s"
     )
-    made.add_argument("--max-probes", type=int, default=PROBES, metavar="N", help="crops a photo; default %(default)s")
-    made.add_argument(
+    found.add_argument("--max-probes", type=int, default=PROBES, metavar="N", help="crops a photo; default %(default)s")
+    found.add_argument(
         "--think-tokens", type=int, default=THINK_TOKENS, metavar="N",
         help="thoughts are cut there; default %(default)s",
     )  # fmt: skip
-    made.add_argument("--threads", type=int, metavar="N", help="of both; default: what they take by themselves")
-    return made
+    found.add_argument("--threads", type=int, metavar="N", help="of both; default: what they take by themselves")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,14 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (value := getattr(given, name)) is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
         bundle, checkpoint = Bundle.open(given.bundle), Checkpoint.open(given.checkpoint)
-        photos = made() if given.photos is None else of_folder(given.photos, given.most_photos)
+        pictures = made() if given.photos is None else of_folder(given.photos, given.most_photos)
         size = sum(entry.bytes for entry in bundle.contract.files.values())
         beside = memory_of(size, checkpoint, bundle.contract.precision)
         check_memory(checkpoint, beside, "verify it on a machine that has more")
         found = verify(
             bundle,
             checkpoint,
-            photos,
+            pictures,
             probes=given.max_probes,
             think_tokens=given.think_tokens,
             threads=given.threads,

@@ -1,17 +1,16 @@
 """How the weights of linear layers are stored and multiplied: one class for each way, all with the same `linear`."""
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from errors import ExportError
 from graph import MICROSOFT, Graph
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from rounding import Grid, Matrix, Nearest, Rounding
 
-Matrix = NDArray[np.float32]
-ROWS_AT_ONCE: Final = 4096  # of a weight that is rounded: a head has 150,000, and several copies are made of them
-SMALLEST: Final = np.finfo(np.float32).tiny
+FLOAT_BYTES: Final = 4
 
 
 class Precision(Protocol):
@@ -23,6 +22,12 @@ class Precision(Protocol):
     @property
     def dtype(self) -> int:
         """Element type of what linear layers and attention take and give; norms and the residual stay in float32."""
+        ...
+
+    @property
+    def wide(self) -> "Precision":
+        """For products of activations that may leave the range of `dtype`: of the same size on disk, and of a float32
+        `dtype`."""
         ...
 
     @property
@@ -60,6 +65,10 @@ class Float:
     stored: int | None = None
 
     @property
+    def wide(self) -> Precision:
+        return self if self.dtype == TensorProto.FLOAT else Float(self.name, TensorProto.FLOAT, stored=self.dtype)
+
+    @property
     def bytes_a_weight(self) -> float:
         return float(helper.tensor_dtype_to_np_dtype(self.stored or self.dtype).itemsize)
 
@@ -73,88 +82,57 @@ class Float:
 FP32 = Float("fp32", TensorProto.FLOAT)
 FP16 = Float("fp16", TensorProto.FLOAT16)
 HALVES = Float("halves", TensorProto.FLOAT, stored=TensorProto.FLOAT16)
+BF16 = Float("bf16", TensorProto.FLOAT, stored=TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Weights rounded to the nearest of 2^bits steps, with a scale for each block along `in` (MatMulNBits).
+    """Weights in steps of `grid`, multiplied by MatMulNBits. `accuracy_level`: of that operator; 1 multiplies in fp32,
+    4 in int8, where steps of 0 are whole. `rounding`: how weights become steps; to the nearest unless given."""
 
-    Symmetric: the value furthest from 0 of a block becomes the lowest step, and 0 the middle one. Otherwise the steps
-    span what a block holds and 0. `accuracy_level`: of MatMulNBits; 1 multiplies in fp32, 4 in int8.
-    """
-
-    bits: int
-    block: int
-    symmetric: bool = True
+    grid: Grid
     accuracy_level: int = 4
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise ValueError(f"{self.bits} bits; 4 and 8 are supported")
-        if self.block < 16 or self.block & (self.block - 1):
-            raise ValueError(f"blocks of {self.block}; a power of two from 16 on is needed")
+    rounding: Rounding | None = None
 
     @property
     def name(self) -> str:
-        return f"int{self.bits}"
+        return f"int{self.grid.bits}"
 
     @property
     def dtype(self) -> int:
         return TensorProto.FLOAT
 
     @property
+    def wide(self) -> "Precision":
+        return self
+
+    @property
     def bytes_a_weight(self) -> float:
-        scale, zero = 4, 0 if self.symmetric else self.bits / 8
-        return self.bits / 8 + (scale + zero) / self.block
+        grid = self.grid
+        zero = 0 if grid.symmetric else 4 if grid.fractional else grid.bits / 8
+        return grid.bits / 8 + (FLOAT_BYTES + zero) / grid.block
 
     def linear(self, graph: Graph, x: str, name: str, weight: Matrix, bias: Matrix | None = None) -> str:
-        steps, scales, zeros = self.round(weight)
-        inputs = [
-            x,
-            graph.constant(self._packed(steps), f"{name}.steps"),
-            graph.constant(scales, f"{name}.scales"),
-        ]
-        if not self.symmetric:
-            inputs.append(graph.constant(self._packed(zeros), f"{name}.zeros"))
+        grid = self.grid
+        steps, scales, zeros = (self.rounding or Nearest(grid))(name, weight)
+        inputs = [x, graph.constant(self._packed(steps), f"{name}.steps"), graph.constant(scales, f"{name}.scales")]
+        if not grid.symmetric:
+            inputs.append(graph.constant(zeros if grid.fractional else self._packed(zeros), f"{name}.zeros"))
         product = graph.node(
             "MatMulNBits",
             inputs,
             domain=MICROSOFT,
             K=weight.shape[1],
             N=weight.shape[0],
-            bits=self.bits,
-            block_size=self.block,
+            bits=grid.bits,
+            block_size=grid.block,
             accuracy_level=self.accuracy_level,
         )
         return _add_bias(graph, product, name, bias, self.dtype)
 
-    def round(self, weight: Matrix) -> tuple[NDArray[np.uint8], Matrix, NDArray[np.uint8]]:
-        """Steps (out, blocks, block), scales (out, blocks) and the step of 0, (out, blocks).
-
-        A weight is about (step - step of 0) * scale; the last block is filled up with the step of 0.
-        """
-        parts = [self._round(weight[row : row + ROWS_AT_ONCE]) for row in range(0, len(weight), ROWS_AT_ONCE)]
-        steps, scales, zeros = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return steps, scales, zeros
-
-    def _round(self, weight: Matrix) -> tuple[NDArray[np.uint8], Matrix, NDArray[np.uint8]]:
-        filled = np.pad(weight, ((0, 0), (0, -weight.shape[1] % self.block))).reshape(len(weight), -1, self.block)
-        top, middle = 2**self.bits - 1, 2 ** (self.bits - 1)
-        low, high = filled.min(2), filled.max(2)
-        if self.symmetric:
-            scales = np.where(high > -low, high, low) / np.float32(-middle)
-        else:
-            low, high = np.minimum(low, 0), np.maximum(high, 0)
-            scales = (high - low) / np.float32(top)
-        # A block of zeros, or of numbers whose reciprocal is too large for a float, becomes zeros.
-        inverse = np.divide(1, scales, out=np.zeros_like(scales), where=np.abs(scales) > SMALLEST)
-        zeros = np.full_like(scales, middle) if self.symmetric else np.rint(-low * inverse)
-        steps = np.clip(np.rint(filled * inverse[..., None]) + zeros[..., None], 0, top)
-        return steps.astype(np.uint8), scales, zeros.astype(np.uint8)
-
-    def _packed(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _packed(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Along the last axis, two steps a byte at 4 bits, the first of them low."""
-        if self.bits == 8:
+        if self.grid.bits == 8:
             return values
         even = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
         packed: NDArray[np.uint8] = even[..., ::2] | (even[..., 1::2] << 4).astype(np.uint8)

@@ -51,6 +51,7 @@ checkpoints = script("checkpoint", "export")
 decoders = script("decoder", "export")
 errors = script("errors", "export")
 graph_files = script("graph", "export")
+rounding = script("rounding", "export")
 vision = script("vision", "export")
 weights = script("weights", "export")
 
@@ -731,7 +732,8 @@ def test_std24_has_no_operator_of_a_runtime(graphs: Callable[..., Path]) -> None
 # Precisions
 
 # Of the largest value, on models of 16 to 64 values a token, where rounding hardly averages out.
-TOLERANCES: Final = {"fp16": 0.01, "int8": 0.06}
+TOLERANCES: Final = {"fp16": 0.01, "bf16": 0.05, "int8": 0.06}
+OTHERS: Final = [weights.FP16, weights.BF16, weights.Blocks(rounding.Grid(8, 16), accuracy_level=1)]
 
 
 def first_step(graph: Path, cache_dtype: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -745,7 +747,9 @@ def first_step(graph: Path, cache_dtype: Any) -> tuple[NDArray[np.float32], NDAr
     return logits[0, 0], known.logits[-1]
 
 
-@pytest.mark.parametrize("precision", [weights.FP16, weights.Blocks(8, 16, accuracy_level=1)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "precision", [weights.FP16, weights.Blocks(rounding.Grid(8, 16), accuracy_level=1)], ids=lambda p: p.name
+)
 @pytest.mark.parametrize("form", decoders.FORMS)
 def test_other_precisions_come_close(graphs: Callable[..., Path], form: str, precision: Any) -> None:
     graph = graphs("published", decoders.FORMS[form], precision)
@@ -760,16 +764,16 @@ def test_blocks_are_multiplied_as_they_are_rounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, symmetric: bool, shape: tuple[int, int]
 ) -> None:
     """The operator reads steps, scales and zeros as we wrote them, and no weight is further off than its step."""
-    monkeypatch.setattr(weights, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(rounding, "ROWS_AT_ONCE", 2)
     rng = np.random.default_rng(bits)
     weight = rng.standard_normal(shape).astype(np.float32) + 0.7
     weight[1], weight[2, 0] = 0, -9  # a row that is zeros, and one with a value that is far off
     weight[0] *= np.float32(1e-40)  # smaller than what has a reciprocal
-    precision = weights.Blocks(bits, 32, symmetric, accuracy_level=1)
-    steps, scales, zeros = precision.round(weight)
-    rounded = ((steps.astype(np.float32) - zeros[..., None]) * scales[..., None]).reshape(shape[0], -1)
-    assert not rounded[:, shape[1] :].any(), "what fills the last block up is not 0"
-    rounded = rounded[:, : shape[1]]
+    grid = rounding.Grid(bits, 32, symmetric)
+    precision, found = weights.Blocks(grid, accuracy_level=1), rounding.Nearest(grid)("linear", weight)
+    scales = found.scales
+    assert not found.weights(32 * scales.shape[1])[:, shape[1] :].any(), "what fills the last block up is not 0"
+    rounded = found.weights(shape[1])
     # The largest of the other sign of a symmetric block may be cut by one step.
     step = np.abs(scales).repeat(32, 1)[:, : shape[1]]
     assert (np.abs(rounded - weight) <= (1.001 if symmetric else 0.501) * step + 1e-37).all()
@@ -801,7 +805,7 @@ def test_four_bits_are_those_of_onnxruntime(tmp_path: Path) -> None:
     theirs = {
         len(tensor.dims): onnx.numpy_helper.to_array(tensor) for tensor in quantizer.model.model.graph.initializer
     }
-    steps, scales, _ = weights.Blocks(4, 32).round(weight)
+    steps, scales, _ = rounding.Nearest(rounding.Grid(4, 32))("linear", weight)
     packed = steps[..., ::2] | steps[..., 1::2] << 4
     assert_array_equal(packed, theirs[3])
     assert_array_equal(scales.reshape(-1), theirs[min(theirs)].reshape(-1))
@@ -813,7 +817,7 @@ def test_weights_that_overflow_a_half_are_refused(tmp_path: Path) -> None:
         weights.FP16.linear(graph_files.Graph(tmp_path / "x.onnx", 18), "x", "mlp", weight)
     for bits, block in ((3, 32), (4, 8), (4, 48)):
         with pytest.raises(ValueError, match=r"are supported|is needed"):
-            weights.Blocks(bits, block)
+            rounding.Grid(bits, block)
 
 
 # Files
@@ -900,7 +904,9 @@ def test_images_of_a_call_do_not_see_each_other(graphs: Callable[..., Path]) -> 
         assert_near(tokens, image_tokens(graph, layout_of("published", [grid]), part))
 
 
-@pytest.mark.parametrize("precision", [weights.FP16, weights.Blocks(8, 16, accuracy_level=1)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "precision", [weights.FP16, weights.Blocks(rounding.Grid(8, 16), accuracy_level=1)], ids=lambda p: p.name
+)
 def test_image_tokens_of_other_precisions_come_close(graphs: Callable[..., Path], precision: Any) -> None:
     layout = layout_of("published", [(5, 7), (4, 4)])
     patches = np.random.default_rng(1).standard_normal((len(layout.positions), 588)).astype(np.float32)

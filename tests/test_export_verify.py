@@ -315,8 +315,9 @@ def test_an_export_that_fails_verification_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     assert command.main([*arguments, "--no-verify"]) == 0
     assert capfd.readouterr().out.endswith(", not verified\n")
-    assert command.main([*arguments, "--no-verify", "--threads", "1"]) == 2
-    assert capfd.readouterr().err == "export: error: --threads is to verify with; leave it out, or --no-verify\n"
+    assert command.main([*arguments, "--no-verify", "--photos", str(photos)]) == 2
+    expected = "export: error: --photos: are to verify with; leave them out, or --no-verify\n"
+    assert capfd.readouterr().err == expected
 
 
 def test_a_bundle_of_another_contract_speaks_with_the_same_words(made: Callable[..., Path], checkpoint: Path) -> None:
