@@ -25,9 +25,9 @@ from pictures import crop_of, pixels_of, view_of_budget
 from precisions import BITS, PRECISIONS, Parts, Quantisation, decoder_of
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from samples import of_folder
 from speech import TOKENIZER_FILE, check_speech, tokenizer_of
 from templates import language_of
+from trials import of_folder
 from vision import VisionTower
 from weights import Precision
 

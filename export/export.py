@@ -20,7 +20,7 @@ from checkpoint import Checkpoint
 from decoder import FORMS
 from errors import NotVerified
 from precisions import ALGORITHMS, BLOCKS, PRECISIONS, Provider, Quantisation, refusal
-from samples import MOST_PHOTOS, made, of_folder
+from trials import MOST_PHOTOS, made, of_folder
 
 from qcheck.bundle import Bundle
 from qcheck.contract import Dialect

@@ -10,7 +10,7 @@ import transformers
 from architecture import VisionArchitecture
 from checkpoint import Checkpoint
 from errors import ExportError
-from memory import available_bytes
+from machine import available_bytes
 from numpy.typing import NDArray
 from torch_decoder import TorchDecoder
 

@@ -22,8 +22,8 @@ from checkpoint import Checkpoint
 from comparison import TOLERANCES, Comparison
 from errors import ExportError
 from reference import Reference, check_memory, size_of
-from samples import MOST_PHOTOS, made, of_folder
 from talk import TalkingEngine
+from trials import MOST_PHOTOS, made, of_folder
 
 from qcheck.bundle import Bundle
 from qcheck.errors import QcheckError, UsageError

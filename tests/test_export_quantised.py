@@ -35,7 +35,7 @@ errors = script("errors", "export")
 graph_files = script("graph", "export")
 precisions = script("precisions", "export")
 rounding = script("rounding", "export")
-samples = script("samples", "export")
+trials = script("trials", "export")
 weights = script("weights", "export")
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
@@ -277,7 +277,7 @@ def test_later_layers_see_what_rounding_did_to_earlier_ones(checkpoint: Path) ->
 
 def test_a_draft_is_fed_whole_conversations(checkpoint: Path, tmp_path: Path) -> None:
     assert command.main([str(checkpoint), str(tmp_path / "out"), "--precision", "int4", *SMALL]) == 0
-    bundle, photos = Bundle.open(tmp_path / "out"), samples.made()[:2]
+    bundle, photos = Bundle.open(tmp_path / "out"), trials.made()[:2]
     fed = list(calibration.conversations(bundle, photos, 1, 1))
     assert len(fed) == 2
     prober = Prober(Engine.open(bundle, threads=1))
@@ -298,7 +298,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("photos")
-    for number, photo in enumerate(samples.made()):
+    for number, photo in enumerate(trials.made()):
         Image.fromarray(photo.pixels).resize((150, 200)).save(folder / f"{number}.png")
     return folder
 
@@ -314,7 +314,7 @@ def test_a_calibrated_bundle_runs_and_keeps_no_draft(
     assert not list(out.glob("draft*"))
     bundle = Bundle.open(out)
     assert "at int4, gptq, blocks of 32, form `gqa`" in bundle.card()
-    verdict = Prober(Engine.open(bundle, threads=1)).judge(samples.made()[0], Limits(1))
+    verdict = Prober(Engine.open(bundle, threads=1)).judge(trials.made()[0], Limits(1))
     assert 1 <= verdict.score <= 5
     assert command.main([str(checkpoint), str(tmp_path / "rtn"), "--precision", "int4", *SMALL]) == 0
     ours, plain = (onnx.load(path / "decoder.onnx") for path in (out, tmp_path / "rtn"))

@@ -26,9 +26,9 @@ library("onnx")
 command = script("export", "export")
 checkpoints = script("checkpoint", "export")
 comparison = script("comparison", "export")
-memory = script("memory", "export")
+machine = script("machine", "export")
 references = script("reference", "export")
-samples = script("samples", "export")
+trials = script("trials", "export")
 talks = script("talk", "export")
 verify = script("verify", "export")
 
@@ -63,7 +63,7 @@ def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    for number, photo in enumerate(samples.made()[:2]):
+    for number, photo in enumerate(trials.made()[:2]):
         Image.fromarray(photo.pixels).resize((200, 150)).save(folder / f"{number}.png")
     return folder
 
@@ -136,9 +136,9 @@ def test_a_single_pass_is_one_turn(
 def test_pictures_are_made_up_where_no_photos_are_named(
     made: Callable[..., Path], checkpoint: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = samples.made()
-    assert [(photo.width, photo.height) for photo in pictures] == list(samples.SIZES)
-    for photo, again in zip(pictures, samples.made(), strict=True):
+    pictures = trials.made()
+    assert [(photo.width, photo.height) for photo in pictures] == list(trials.SIZES)
+    for photo, again in zip(pictures, trials.made(), strict=True):
         np.testing.assert_array_equal(photo.pixels, again.pixels)
         assert photo.pixels.std() > 20
     code, _, record = verified(capfd, made("fp32"), checkpoint, "--max-probes", "1", "--think-tokens", "2")
@@ -147,7 +147,7 @@ def test_pictures_are_made_up_where_no_photos_are_named(
 
 def test_what_is_dictated_is_said_word_for_word(made: Callable[..., Path], checkpoint: Path) -> None:
     """By a model that would say something else."""
-    photo, bundle = samples.made()[0], Bundle.open(made("int4"))
+    photo, bundle = trials.made()[0], Bundle.open(made("int4"))
     exported: Any = talks.TalkingEngine.open(bundle, threads=1)
     model = references.Reference.open(checkpoints.Checkpoint.open(checkpoint), 4096)
     about = ModelInfo("x", "1", "0" * 64)
@@ -266,18 +266,18 @@ def test_a_model_that_does_not_fit_the_memory_is_refused_before_it_is_loaded(
 
 
 def test_memory_is_what_the_machine_and_the_container_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.available_bytes() is None
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert machine.available_bytes() is None
     (tmp_path / "meminfo").write_text("MemTotal:  999 kB\nMemAvailable:    300 kB\n")
-    assert memory.available_bytes() == 300 * 1024
+    assert machine.available_bytes() == 300 * 1024
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("100000\n")
-    assert memory.available_bytes() == 300 * 1024
+    assert machine.available_bytes() == 300 * 1024
     (tmp_path / "memory.max").write_text("250000\n")
-    assert memory.available_bytes() == 150000
+    assert machine.available_bytes() == 150000
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 40000\n")
-    assert memory.available_bytes() == 190000
+    assert machine.available_bytes() == 190000
 
 
 # At the end of an export
@@ -324,7 +324,7 @@ def test_a_bundle_of_another_contract_speaks_with_the_same_words(made: Callable[
     """Thoughts are cut for both alike, and the bundle on disk is not touched."""
     bundle = Bundle.open(made("fp32"))
     opened = checkpoints.Checkpoint.open(checkpoint)
-    picture = [samples.made()[0]]
+    picture = [trials.made()[0]]
     short, long = (
         verify.verify(bundle, opened, picture, probes=0, think_tokens=tokens, threads=1) for tokens in (2, 999)
     )

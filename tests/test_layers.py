@@ -114,3 +114,10 @@ print("status", status or 0, "heavy", sorted(heavy))
     out = run_isolated(code)
     assert out.splitlines()[-1] == "status 0 heavy []"
     assert "--max-probes" in out
+
+
+def test_scripts_of_the_rooms_do_not_hide_each_other() -> None:
+    """They import each other by their bare names, from more than one room in one process."""
+    root = Path(__file__).parent.parent
+    names = [path.name for room in ("training", "export", "benchmarks") for path in (root / room).glob("*.py")]
+    assert sorted(names) == sorted(set(names))
