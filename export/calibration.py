@@ -5,7 +5,7 @@ through the checkpoint's layers in float32, one layer in memory at a time, each 
 as they were rounded. The inputs themselves are not kept, only the sums of their products.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from checkpoint import Checkpoint
 from numpy.typing import NDArray
+from passing import Passing
 from rounding import Matrix
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -41,24 +42,18 @@ INPUT_OF: Final = {
 Fed = tuple[NDArray[np.float32], NDArray[np.int64]]  # embeddings (tokens, hidden) and positions (3, tokens)
 
 
-class _Fed:
+class _Fed(Passing):
     """A backend that keeps what its decoder is fed."""
 
     def __init__(self, inner: Backend) -> None:
-        self.inner, self.info = inner, inner.info
+        super().__init__(inner)
         self.embeds: list[NDArray[np.float32]] = []
         self.positions: list[NDArray[np.int64]] = []
-
-    def new_cache(self) -> KVCache:
-        return self.inner.new_cache()
-
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return self.inner.encode(inputs)
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         self.embeds.append(embeds[0].copy())
         self.positions.append(positions[:, 0].copy())
-        return self.inner.step(embeds, positions, cache)
+        return super().step(embeds, positions, cache)
 
 
 def conversations(draft: Bundle, photos: Iterable[Photo], probes: int, threads: int | None) -> Iterator[Fed]:

@@ -1,12 +1,13 @@
 """Conversations with a model that are written down, and said again word for word to another model."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from passing import Passing
 
 from qcheck.backends import Backend
 from qcheck.cache import KVCache
@@ -50,21 +51,15 @@ class Talk:
         return sum(len(turn.said) for turn in self.turns)
 
 
-class _Watched:
+class _Watched(Passing):
     """A backend that keeps the logits of its steps until they are taken."""
 
     def __init__(self, inner: Backend) -> None:
-        self.inner, self.info = inner, inner.info
+        super().__init__(inner)
         self.logits: list[NDArray[np.float32]] = []
 
-    def new_cache(self) -> KVCache:
-        return self.inner.new_cache()
-
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return self.inner.encode(inputs)
-
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
-        logits = self.inner.step(embeds, positions, cache)
+        logits = super().step(embeds, positions, cache)
         self.logits.append(logits)
         return logits
 

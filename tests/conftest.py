@@ -97,3 +97,13 @@ def run(
         return code, out, err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2.5-VL with its tokenizer, as transformers saves it. Not to be changed."""
+    import qwen  # here, because it needs torch
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-vl"
+    qwen.save_checkpoint(folder)
+    return folder

@@ -70,6 +70,23 @@ def contract_of(dialect: str, think_tokens: int = 12, attributes: bool = True) -
     )
 
 
+def random_model(config: Any, seed: int) -> Any:
+    """Of transformers, eager, with weights large enough that every layer and bias shows in what it says."""
+    torch, transformers = library("torch"), library("transformers")
+    torch.manual_seed(seed)
+    model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.4 / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            else:
+                parameter.uniform_(0.6, 1.4)
+        model.get_input_embeddings().weight.normal_(std=0.4)
+    return model
+
+
 def save_checkpoint(folder: Path, seed: int = 11, dtype: str = "float32") -> Any:
     """A tiny random Qwen2.5-VL as transformers saves it, with what published ones have beside it; the model. What a
     random one wants is up to chance: with this seed it asks for crops of some photos and not of others."""
@@ -106,17 +123,7 @@ def save_checkpoint(folder: Path, seed: int = 11, dtype: str = "float32") -> Any
         vision_end_token_id=words.token_to_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=1.4 / parameter[0].numel() ** 0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(std=0.3)
-            else:
-                parameter.uniform_(0.6, 1.4)
-        model.get_input_embeddings().weight.normal_(std=0.4)
+    model = random_model(config, seed)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     words.save(str(folder / "tokenizer.json"))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import qwen
 from fake_model import library, script
 
 from qcheck import tiles, windows
@@ -139,18 +140,7 @@ def model_of(case_name: str) -> Any:
         vision_end_token_id=VISION_END,
         tie_word_embeddings=case.tied,
     )
-    torch.manual_seed(len(case_name))
-    model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=1.4 / parameter[0].numel() ** 0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(std=0.3)
-            else:
-                parameter.uniform_(0.6, 1.4)
-        model.get_input_embeddings().weight.normal_(std=0.4)
-    return model
+    return qwen.random_model(config, len(case_name))
 
 
 @pytest.fixture(scope="module")

@@ -61,13 +61,6 @@ DIALECTS: Final = ("qwen-chat", "visualquality-r1", "q-insight")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-vl"
-    qwen.save_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A bundle of the checkpoint, by export.py's command line, made once for each."""
     root, known = tmp_path_factory.mktemp("bundles"), dict[tuple[str, ...], Path]()

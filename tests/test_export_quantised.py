@@ -219,13 +219,6 @@ def test_the_quantiser_does_not_turn_the_log_on() -> None:
 # What GPTQ looks at
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-vl"
-    qwen.save_checkpoint(folder)
-    return folder
-
-
 def talk(tokens: int, rows: int, columns: int, seed: int) -> Any:
     """Embeddings and positions of a conversation with one image."""
     first, position = text_positions(0, tokens)

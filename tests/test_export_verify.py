@@ -38,13 +38,6 @@ SMALL = ("--global-pixels", "50176", "--crop-pixels", "25088", "--think-tokens",
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-vl"
-    qwen.save_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A bundle of the checkpoint that nobody has verified, made once for each precision."""
     root, known = tmp_path_factory.mktemp("bundles"), dict[tuple[str, ...], Path]()
