@@ -43,6 +43,9 @@ words = script("vocabulary")
 vision_side = script("visual")
 torch_backend = script("torch_backend")
 sft = script("sft")
+shipped = script("shipped")
+runs = script("runs")
+cells = script("cells")
 defects = script("defects")
 
 # What float32 leaves over when the same sums are made in another order: logits here are about 1 to 5 in size.
@@ -101,6 +104,9 @@ def lively(model: Any) -> Any:
     for part, known in ((visual.perception.damage, cells.flatten(0, 2)), (visual.perception.quality, summaries)):
         part.mean.copy_(known.mean(0))
         part.std.copy_(known.std(0) + 1e-3)
+    # Norms and biases that nobody taught are all alike, and an exporter keeps only one of those.
+    for vector in (p for p in model.model.language_model.parameters() if p.dim() == 1):
+        torch.nn.init.normal_(vector, float(vector.detach().mean()), 0.001)
     return model
 
 
@@ -474,3 +480,87 @@ def test_a_failed_export_leaves_the_old_bundle(
     assert after.sha256 != before.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert not (out / "stale.bin").exists()
+
+
+# Back again: where a checkpoint is gone, its bundle is what a next model starts from.
+
+
+def taught_by(model: Any) -> dict[str, Any]:
+    """What a bundle is to give back: all weights of the model but those of its eyes."""
+    parts = ("visual.encoder.features.", "visual.projector.", "language_model.")
+    return {k.removeprefix("model."): v for k, v in model.state_dict().items() if any(p in k for p in parts)}
+
+
+def given_back(bundle: Bundle) -> dict[str, Any]:
+    held = shipped.Shipped(bundle.directory)
+    parts = {"visual.encoder": held.encoder(), "visual.projector": held.projector(), "language_model": held.text()}
+    return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+
+
+def test_a_bundle_gives_back_what_it_was_made_of(made: Made) -> None:
+    weights, exact, rounded = taught_by(made.model), given_back(made.fp32), given_back(made.int8)
+    assert set(weights) == set(exact) == set(rounded)
+    for name, weight in weights.items():
+        assert torch.equal(exact[name], weight), name
+        # A step of 8 bits is at most the 127th part of the greatest weight; half of it is what rounding costs.
+        assert (rounded[name] - weight).abs().max() <= weight.abs().max() / 127, name
+    assert any(not torch.equal(rounded[name], weights[name]) for name in weights)
+
+
+def fresh_nano(seed: int) -> Any:
+    torch.manual_seed(seed)
+    return nano.Nano(nano.config(tokenizer(), hidden=HIDDEN, layers=LAYERS))
+
+
+def test_a_model_goes_on_from_a_bundle_and_keeps_its_eyes(made: Made) -> None:
+    model = fresh_nano(5)
+    eyes = {k: v.clone() for k, v in model.state_dict().items() if ".perception." in k}
+    sft.take_over(model, shipped.Shipped(made.fp32.directory), tokenizer())
+    after, weights = model.state_dict(), made.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in eyes.items())
+    taken = [name for name in weights if ".projector." in name or "language_model" in name]
+    assert taken
+    assert all(torch.equal(after[name], weights[name]) for name in taken)
+    assert torch.equal(model.lm_head.weight, weights["model.language_model.embed_tokens.weight"])
+
+
+def test_slots_that_came_after_a_bundle_stay_fresh(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nano 0.4.0 had a slot for the score, and none yet for the toll and the attributes."""
+    held, since = shipped.Shipped(made.fp32.directory), 6
+    state, bins = held.projector(), vision_side.NUMBER_BINS
+    reading, view = state["from_reading.weight"], state["from_view.weight"]
+    slots = vision_side.slots_of() - since
+    own = reading.shape[1] - bins - vision_side.slots_of()
+    narrow = state | {
+        "from_reading.weight": torch.cat((reading[:, : own + slots], reading[:, -bins:]), 1),
+        "from_view.weight": torch.cat((view[:, : slots * bins], view[:, vision_side.slots_of() * bins :]), 1),
+    }
+    monkeypatch.setattr(held, "projector", lambda: narrow)
+    model = fresh_nano(6)
+    before = {k: v.clone() for k, v in model.model.visual.projector.state_dict().items()}
+    sft.take_over(model, held, tokenizer())
+    after = model.model.visual.projector.state_dict()
+    new = torch.zeros(reading.shape[1], dtype=torch.bool)
+    new[own + slots : own + slots + since] = True
+    assert torch.equal(after["from_reading.weight"], torch.where(new, before["from_reading.weight"], reading))
+    new = torch.zeros(view.shape[1], dtype=torch.bool)
+    new[slots * bins : (slots + since) * bins] = True
+    assert torch.equal(after["from_view.weight"], torch.where(new, before["from_view.weight"], view))
+
+
+def test_what_does_not_fit_a_model_is_refused(made: Made) -> None:
+    held = shipped.Shipped(made.fp32.directory)
+    with pytest.raises(runs.RunError, match="of another size"):
+        sft.take_over(nano.Nano(nano.config(tokenizer(), hidden=192, layers=LAYERS)), held, tokenizer())
+    scratches = defects.Domain({"scratch": "gloss"}, ("gloss",))
+    words_of_it = words.build(scratches)
+    with pytest.raises(runs.RunError, match="not this domain's"):
+        sft.take_over(nano.Nano(nano.config(words_of_it, HIDDEN, LAYERS, scratches)), held, words_of_it)
+
+
+def test_the_convolutions_of_a_bundle_look_as_they_did(made: Made) -> None:
+    again = cells.CellEncoder.tuned(made.int8.directory)
+    pixels = texture(128, 64, 4)
+    shown, known = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 128 - 1, survey_of(pixels)
+    with torch.inference_mode():
+        assert torch.equal(again(shown, known), made.model.model.visual.encoder(shown, known))

@@ -73,7 +73,7 @@ def test_a_description_has_its_shape(eyes: Any) -> None:
 def test_a_level_is_that_of_the_likely_kind() -> None:
     damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
     for kind in range(len(KINDS)):
-        for network in (damage.absolute, damage.relative, *damage.plain):
+        for network in (damage.absolute, damage.relative):
             torch.nn.init.zeros_(network[-1].weight)
             kinds, levels, severity = damage.apart(torch.zeros(damage.outputs))
             kinds[1 + kind] = 20.0
@@ -88,21 +88,30 @@ def test_a_level_is_that_of_the_likely_kind() -> None:
         assert_allclose(severity.detach(), 1 / (1 + np.e), atol=1e-5)  # whatever the kind
 
 
+def test_whole_sources_of_channels_are_left_out_in_training_alone() -> None:
+    dropout, tokens = visual.SourceDropout(), torch.ones(400, visual.CELL_CHANNELS + 1)
+    assert torch.equal(dropout.eval()(tokens), tokens)
+    torch.manual_seed(0)
+    left = dropout.train()(tokens)
+    assert torch.equal(left[:, -1], tokens[:, -1])
+    sources = left[:, :-1].split(visual.SOURCES, 1)
+    assert len(sources) == len(visual.SOURCES)
+    for source in sources:
+        assert (source == source[:, :1]).all()
+        assert 0.2 < (source[:, 0] == 0).float().mean() < 0.4
+    assert left.mean() == pytest.approx(1, abs=0.05)
+    # Of each token others.
+    assert len({tuple((one[:, 0] == 0).tolist()) for one in sources}) == len(sources)
+
+
 @torch.inference_mode()
-def test_plain_networks_see_statistics_alone() -> None:
-    """Whatever the convolutions say; the others hang on it."""
+def test_damage_is_what_its_networks_say_on_average() -> None:
     damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
-    other, statistics = cells.clone(), cells.clone()
-    other[..., : visual.CONVOLVED] = torch.randn(1, 4, 6, visual.CONVOLVED)
-    statistics[..., visual.CONVOLVED :] = torch.randn(1, 4, 6, visual.CELL_CHANNELS - visual.CONVOLVED)
-    before, after, moved = (damage.opinions(some) for some in (cells, other, statistics))
-    assert len(before) == 2 + visual.PLAIN_NETWORKS
-    for index, (one, same, different) in enumerate(zip(before, after, moved, strict=True)):
-        assert torch.equal(one, same) == (index >= 2)
-        assert not torch.allclose(one, different)
+    opinions = damage.opinions(cells)
+    assert len(opinions) == visual.OPINIONS
     kinds, _, severity = damage(cells)
-    assert_allclose(kinds, sum(before)[..., : 1 + len(KINDS)] / len(before), atol=1e-5)
-    assert_allclose(severity, torch.sigmoid(sum(before)[..., -1:] / len(before)), atol=1e-5)
+    assert_allclose(kinds, sum(opinions)[..., : 1 + len(KINDS)] / len(opinions), atol=1e-5)
+    assert_allclose(severity, torch.sigmoid(sum(opinions)[..., -1:] / len(opinions)), atol=1e-5)
 
 
 ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]
@@ -270,7 +279,7 @@ def test_training_photos_are_read_by_eyes_that_never_saw_them(tmp_path: Path) ->
         eyes, domain = look.eyes_of(samples.eyes_file(tmp_path, fold))
         assert domain == defects.PHOTOS
         assert not eyes.training
-        assert torch.equal(eyes.damage.absolute[1].weight, saved[fold].damage.absolute[1].weight)
+        assert torch.equal(eyes.damage.absolute[2].weight, saved[fold].damage.absolute[2].weight)
         assert torch.equal(eyes.quality.ridge.weight, saved[fold].quality.ridge.weight)
 
 
@@ -409,7 +418,7 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     fields_of = perceive.fields_of
 
     def noted(eyes: Any, items: list[Any], names: Any) -> Any:
-        read.append((eyes.damage.absolute[1].weight[0, 0].item(), {item.sample["fold"] for item in items}))
+        read.append((eyes.damage.absolute[2].weight[0, 0].item(), {item.sample["fold"] for item in items}))
         return fields_of(eyes, items, names)
 
     monkeypatch.setattr(perceive, "fields_of", noted)
@@ -421,7 +430,7 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     for fold, checkpoint in kept.items():
         assert checkpoint["context"] == 2
         assert checkpoint["eyes"]["context.leave.weight"].abs().max() > 0
-        first = checkpoint["eyes"]["damage.absolute.1.weight"][0, 0].item()
+        first = checkpoint["eyes"]["damage.absolute.2.weight"][0, 0].item()
         assert [folds for weight, folds in read if weight == first and folds] == ([{fold}] if fold else [])
     before = {path.name: path.read_bytes() for path in config.out.glob("*.pt")}
     perceive.teach(config)

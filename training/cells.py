@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from nano_spec import COUNT_UNIT
 from pixel_statistics import CELL_PX, STATISTICS, PixelStatistics
+from shipped import Shipped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,10 +37,11 @@ TAPS: Final = {1: 2, 3: 4, 6: 8, 10: 16, 13: 16, 17: 32}
 TAP_CHANNELS: Final = (16, 24, 32, 64, 96, 320)
 # Mean of every tap, spread of those with several positions in a cell, the statistics of the pixels, and mean and
 # spread of the survey's.
-CONVOLVED: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1])
-VIEW_CHANNELS: Final = CONVOLVED + STATISTICS
+VIEW_CHANNELS: Final = sum(TAP_CHANNELS) + sum(TAP_CHANNELS[:-1]) + STATISTICS
 SURVEY_CHANNELS: Final = 2 * len(SURVEYED)
 CELL_CHANNELS: Final = VIEW_CHANNELS + SURVEY_CHANNELS
+# How many channels come from one place each, in order.
+SOURCES: Final = (*TAP_CHANNELS, *TAP_CHANNELS[:-1], STATISTICS, SURVEY_CHANNELS)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -93,11 +95,14 @@ class CellEncoder(nn.Module):
 
     @classmethod
     def tuned(cls, checkpoint: Path | None) -> "CellEncoder":
-        """As tune.py left it; without a checkpoint, as `pretrained`."""
+        """As tune.py left it, or as a bundle holds it (its folder); without a checkpoint, as `pretrained`."""
         if checkpoint is None:
             return cls.pretrained()
         net = cls()
-        net.load_state_dict(torch.load(checkpoint, weights_only=True)["encoder"])
+        if checkpoint.is_dir():
+            net.load_state_dict(Shipped(checkpoint).encoder())
+        else:
+            net.load_state_dict(torch.load(checkpoint, weights_only=True)["encoder"])
         return net.eval()
 
     def forward(self, pixels: Tensor, survey: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
     python training/encode.py --views VIEWS --out CELLS [--encoder RUN/encoder.pt] [--kinds local ...]
 
-Without --encoder: MobileNetV2 as it learned ImageNet. Writes CELLS/encoder.onnx and a store of cells for each of views.
+--encoder may also be a bundle, whose convolutions are then used. Without it: MobileNetV2 as it learned ImageNet. Writes
+CELLS/encoder.onnx and a store of cells for each of views.
 """
 
 import argparse

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from runs import Run, RunError, checkpoint_of, save, schedule, seeded
 from samples import spoilt
 from scipy.stats import pearsonr, spearmanr
+from shipped import Shipped
 from stores import Item, items_of, of_split
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from visual import Perception, described
+from visual import NUMBER_BINS, Perception, described, reading_size, slots_of
 
 SCORE_SIGMA: Final = 0.25
 COORDINATE_SIGMA: Final = 15.0  # of 1000
@@ -205,8 +207,9 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with; `start`: a checkpoint of stage 1 to go
-    on from, or none yet; `batch`: conversations of a step, by kind of sample; `context`: see narrator.Narrator."""
+    """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with (`encoder` may be a bundle); `start`: a
+    checkpoint of stage 1 to go on from, or a bundle, of which only what comes after the eyes is taken; `batch`:
+    conversations of a step, by kind of sample; `context`: see narrator.Narrator."""
 
     looked: Path
     eyes: Path
@@ -245,6 +248,32 @@ def fresh(tokenizer: Any, encoder: Path | None, eyes: Perception, domain: Domain
     return model
 
 
+def take_over(model: Nano, shipped: Shipped, tokenizer: Any) -> None:
+    """Gives a fresh model the decoder of a bundle and its projector, all but the slots (visual.described) that came
+    after it. Raises RunError where they do not fit."""
+    old = Tokenizer.from_file(str(shipped.bundle.path("tokenizer"))).get_vocab()
+    if old != tokenizer.get_vocab():
+        raise RunError(f"{shipped.bundle.directory}: its words are not this domain's; start from a checkpoint, or none")
+    decoder = model.config.text_config
+    if (shipped.bundle.contract.decoder.hidden, shipped.bundle.contract.decoder.layers) != (
+        decoder.hidden_size,
+        decoder.num_hidden_layers,
+    ):
+        raise RunError(f"{shipped.bundle.directory}: its decoder is of another size; start from a checkpoint, or none")
+    projector, state = model.model.visual.projector, shipped.projector()
+    reading, view = (state[f"{name}.weight"] for name in ("from_reading", "from_view"))
+    attributes = model.config.attributes
+    own = reading_size(model.config.defect_kinds, attributes) - NUMBER_BINS - slots_of(attributes)
+    slots = reading.shape[1] - own - NUMBER_BINS  # the first ones of today's
+    with torch.no_grad():
+        more, wider = projector.from_reading.weight.clone(), projector.from_view.weight.clone()
+        more[:, : own + slots], more[:, -NUMBER_BINS:] = reading[:, : own + slots], reading[:, -NUMBER_BINS:]
+        told = slots * NUMBER_BINS
+        wider[:, :told], wider[:, told - view.shape[1] :] = view[:, :told], view[:, told:]
+    projector.load_state_dict({**state, "from_reading.weight": more, "from_view.weight": wider})
+    model.model.language_model.load_state_dict(shipped.text())
+
+
 def start_of(path: Path) -> tuple[Nano, Any, Domain]:
     """The model of a checkpoint, its tokenizer and its domain. Raises RunError."""
     checkpoint = checkpoint_of(path, "model")
@@ -267,7 +296,9 @@ def teach(settings: Config) -> None:
         raise RunError(f"{settings.looked}: holds no rated sample to learn from; make them (look.py)")
     train |= {kind: stressed(train[kind]) for kind in ("local", "aimed")}
     model = fresh(tokenizer, settings.encoder, eyes, domain)
-    if settings.start is not None:
+    if settings.start is not None and settings.start.is_dir():
+        take_over(model, Shipped(settings.start), tokenizer)
+    elif settings.start is not None:
         model.load_state_dict(checkpoint_of(settings.start, "model")["model"])
     speller = Speller(tokenizer, domain=domain)
     narrator = Narrator(Speller(tokenizer, rng, domain), rng, settings.context)

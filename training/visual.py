@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from cells import CELL_CHANNELS, CONVOLVED, VIEW_CHANNELS, CellEncoder, size_of
+from cells import CELL_CHANNELS, SOURCES, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
 from layers import zeroed
@@ -28,8 +28,8 @@ from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
 DAMAGE_WIDTH: Final = 256
 DAMAGE_DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.2
-PLAIN_NETWORKS: Final = 2
-PLAIN_INPUT_DROPOUT: Final = 0.05
+SOURCE_DROPOUT: Final = 0.3
+OPINIONS: Final = 2  # networks that judge each token
 QUALITY_NETWORKS: Final = 3
 QUALITY_WIDTHS: Final = (512, 256)
 ATTRIBUTE_WIDTHS: Final = (256, 128)
@@ -99,12 +99,23 @@ class Proposals(NamedTuple):
         return self.levels @ steps
 
 
+class SourceDropout(nn.Module):
+    """While it is taught, leaves out of each token (..., CELL_CHANNELS + 1) all channels of some of their SOURCES, so
+    that no one of them is relied upon. What is known of the view stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = (torch.rand(*x.shape[:-1], len(SOURCES), device=x.device) > SOURCE_DROPOUT).to(x.dtype)
+        kept = kept / (1 - SOURCE_DROPOUT)
+        mask = kept.repeat_interleave(torch.tensor(SOURCES, device=x.device), -1, output_size=CELL_CHANNELS)
+        return torch.cat((x[..., :CELL_CHANNELS] * mask, x[..., CELL_CHANNELS:]), -1)
+
+
 class Damage(nn.Module):
     """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds, levels and severity of each token.
 
-    Several networks judge each token, and are averaged: one by all channels as they are, one by all against the rest of
-    the view, and PLAIN_NETWORKS by statistics alone, both ways. Those few numbers tell on other photos what the many of
-    the convolutions drown: what few sources have in common is easily learned from hundreds of channels.
+    Two networks judge each token, and are averaged: one by its channels as they are, one against the rest of the view.
     """
 
     def __init__(self, kinds: int = PHOTO_KINDS) -> None:
@@ -114,14 +125,13 @@ class Damage(nn.Module):
         self.outputs = 1 + kinds + kinds * LEVELS + 1
         self.register_buffer("mean", torch.zeros(CELL_CHANNELS))
         self.register_buffer("std", torch.ones(CELL_CHANNELS))
-        self.absolute, self.relative = (self.network(CELL_CHANNELS + 1, INPUT_DROPOUT) for _ in range(2))
-        plain = 2 * (CELL_CHANNELS - CONVOLVED) + 1
-        self.plain = nn.ModuleList(self.network(plain, PLAIN_INPUT_DROPOUT) for _ in range(PLAIN_NETWORKS))
+        self.absolute, self.relative = self.network(), self.network()
 
-    def network(self, inputs: int, dropout: float) -> nn.Sequential:
+    def network(self) -> nn.Sequential:
         return nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(inputs, DAMAGE_WIDTH),
+            SourceDropout(),
+            nn.Dropout(INPUT_DROPOUT),
+            nn.Linear(CELL_CHANNELS + 1, DAMAGE_WIDTH),
             nn.GELU(),
             nn.Dropout(DAMAGE_DROPOUT),
             nn.Linear(DAMAGE_WIDTH, DAMAGE_WIDTH),
@@ -140,9 +150,7 @@ class Damage(nn.Module):
     def read(self, absolute: Tensor, relative: Tensor, size: Tensor) -> list[Tensor]:
         """Outputs of all networks, (..., outputs) each, as `apart` takes them. `size`: (..., 1) as of `size_of` the
         view: only big photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
-        plain = torch.cat((absolute[..., CONVOLVED:], relative[..., CONVOLVED:], size), -1)
-        seen = self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))
-        return [*seen, *(network(plain) for network in self.plain)]
+        return [self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))]
 
     def apart(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., 1 + kinds) logits, of the levels of each kind, (..., kinds, LEVELS), and of severity, (..., 1)."""
@@ -227,7 +235,7 @@ class Perception(nn.Module):
 
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
-        self.damage, self.context = Damage(kinds), Context(kinds, 2 + PLAIN_NETWORKS)
+        self.damage, self.context = Damage(kinds), Context(kinds, OPINIONS)
         self.quality, self.toll = Quality(), Toll(kinds)
         self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS)
 
