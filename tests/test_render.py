@@ -239,6 +239,20 @@ def test_a_scene_may_be_bad_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found > 2
 
 
+def test_some_scenes_are_of_photos_as_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another camera's nor saved again."""
+    calls: list[str] = []
+    monkeypatch.setattr(render, "varied", lambda pixels, _: calls.append("varied") or pixels)
+    monkeypatch.setattr(render.Saving, "drawn", staticmethod(lambda _: calls.append("saved") or render.Saving(None, 0)))
+    seen = []
+    for seed in range(60):
+        calls.clear()
+        next(iter(render.local_pair("dev", "some", CLEAN, CLEAN_SCORE, np.random.default_rng(seed))))
+        seen.append(tuple(calls))
+    assert set(seen) == {(), ("varied", "saved")}
+    assert 0.2 < seen.count(()) / len(seen) < 0.5
+
+
 # As a JPEG with halved colours a photo changes in whole blocks of 16 px, and colours are smoothed into the next.
 @pytest.mark.parametrize(("quality", "reach_px"), [(None, 2), (90, 20)])
 def test_a_broken_training_sample_has_an_unbroken_twin(

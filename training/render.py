@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from cameras import Saving, varied
+from cameras import KEPT_SHARE, Saving, varied
 from defects import CLEAN_SCORE, PHOTOS
 from degradations import BANK
 from importance import image_signature
@@ -314,7 +314,9 @@ def local_pair(
 ) -> Iterator[Sample]:
     """One and, without `eyes`, its twin. `base`: the score of the photo as it is."""
     part = part_of(clean, 0.6, rng) if rng.random() < 0.6 else clean
-    pixels = varied(np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part), rng)
+    kept = rng.random() < KEPT_SHARE
+    pixels = np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part)
+    pixels = pixels if kept else varied(pixels, rng)
     damaged = rng.random() < DAMAGED_SHARE
     scene = choose(DAMAGED_SCENES if damaged else SCENES, rng)
     pixels = NEGATIVES[scene](pixels, image_signature, rng)
@@ -335,7 +337,7 @@ def local_pair(
             )
             regions += [found] if found else []
         regions.sort(key=lambda r: -r.cost)
-    saving = Saving.drawn(rng)
+    saving = Saving(None, 0) if kept else Saving.drawn(rng)
     pixels, before = saving.of(pixels), None if before is None else saving.of(before)
     aims = [
         (role, crop_box(target, CROP, w, h)) for role, target in crop_targets(regions, w, h, rng, near=eyes is None)
