@@ -11,8 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pixels import Pixels
 from scipy.ndimage import gaussian_filter
 
-# Of photos, those that stay as they came: what a camera and its file left in them is seen only there, and a model that
-# never met it takes it for damage.
+# Of photos, those that stay as they came: what a camera and its file left in them is seen only there.
 KEPT_SHARE: Final = 0.35
 GRAIN_SHARE: Final = 0.5
 GRAIN: Final = (0.4, 4.0)  # least and greatest standard deviation, codes: seen in flat places at most
