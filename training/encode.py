@@ -21,6 +21,7 @@ from render import RENDERED
 from stores import Item, Store, SurveyStore, ViewStore
 
 from qcheck import survey
+from qcheck.errors import BundleError
 from qcheck.tiles import Box
 
 MEAN = np.array(IMAGENET_MEAN, np.float32)[:, None, None]
@@ -81,7 +82,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    export_encoder(CellEncoder.tuned(args.encoder), args.out / "encoder.onnx")
+    try:
+        encoder = CellEncoder.tuned(args.encoder)
+    except BundleError as error:
+        parser.error(str(error))
+    export_encoder(encoder, args.out / "encoder.onnx")
     names = [index.stem for kind in args.kinds for index in sorted(args.views.glob(f"{kind}-*.jsonl"))]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         pool.starmap(work, [(name, args) for name in names], chunksize=1)

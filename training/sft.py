@@ -254,11 +254,8 @@ def take_over(model: Nano, shipped: Shipped, tokenizer: Any) -> None:
     old = Tokenizer.from_file(str(shipped.bundle.path("tokenizer"))).get_vocab()
     if old != tokenizer.get_vocab():
         raise RunError(f"{shipped.bundle.directory}: its words are not this domain's; start from a checkpoint, or none")
-    decoder = model.config.text_config
-    if (shipped.bundle.contract.decoder.hidden, shipped.bundle.contract.decoder.layers) != (
-        decoder.hidden_size,
-        decoder.num_hidden_layers,
-    ):
+    held, decoder = shipped.bundle.contract.decoder, model.config.text_config
+    if (held.hidden, held.layers) != (decoder.hidden_size, decoder.num_hidden_layers):
         raise RunError(f"{shipped.bundle.directory}: its decoder is of another size; start from a checkpoint, or none")
     projector, state = model.model.visual.projector, shipped.projector()
     reading, view = (state[f"{name}.weight"] for name in ("from_reading", "from_view"))

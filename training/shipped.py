@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle
+from qcheck.embeddings import read_safetensor
 
 ENCODER: Final = "visual.encoder."
 PROJECTOR: Final = "visual.projector."
@@ -56,8 +56,8 @@ class Shipped:
         for layer in range(self.bundle.contract.decoder.layers):
             for index, name in enumerate(MULTIPLIED, layer * len(MULTIPLIED)):
                 state[f"layers.{layer}.{name}"] = multiplied[index]
-        embeddings = load_file(self.bundle.path("embeddings"))[EMBEDDINGS_TENSOR]
-        return {"embed_tokens.weight": embeddings, **state}
+        embeddings = read_safetensor(self.bundle.path("embeddings"), EMBEDDINGS_TENSOR)
+        return {"embed_tokens.weight": torch.from_numpy(np.array(embeddings)), **state}
 
     def _weights(self, part: str) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The weights of a graph that have kept their names, and the matrices it multiplies by, in its order."""
