@@ -1,5 +1,6 @@
 """What nano learns from: defects with their truth, splits that do not leak, conversations as the runtime has them."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from qcheck.grammar import Grammar
 from qcheck.verdict import DEFECT_LEVELS
 
 defects = script("defects")
+gather = script("gather")
 photos = script("photos")
 words = script("vocabulary")
 
@@ -91,6 +93,67 @@ def test_pristine_photos(tmp_path: Path) -> None:
     extra = photos.pristine_photos(tmp_path, tmp_path / "more")[20:]
     assert len(extra) == 30
     assert {s.split for s in extra} == {"train"}
+
+
+def test_photos_csv_may_name_the_split(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(bytes([i]))
+    (tmp_path / "photos.csv").write_text("file,role,split\n0.jpg,pristine,dev\n1.jpg,pristine,train\n2.jpg,pristine,\n")
+    found = {s.path.name: s.split for s in photos.pristine_photos(tmp_path)}
+    assert found == {
+        "0.jpg": "dev",
+        "1.jpg": "train",
+        "2.jpg": photos.split_of(photos.content_share(tmp_path / "2.jpg"), 0.34, 0.08),
+    }
+    (tmp_path / "photos.csv").write_text("file,role,split\n0.jpg,pristine,develop\n")
+    with pytest.raises(ValueError, match="split 'develop'; it is one of train, dev, test"):
+        photos.pristine_photos(tmp_path)
+
+
+# Clean photos out of packages
+
+
+def packed(use: str, file: str, content: bytes, package: str = "backgrounds") -> Any:
+    digest = hashlib.sha256(content).hexdigest()
+    return gather.Packed(use, file, "deb", package, "1.0", f"usr/{file}", "CC0-1.0", digest)
+
+
+def test_gathered_photos(tmp_path: Path) -> None:
+    unpacked, out = tmp_path / "unpacked", tmp_path / "out"
+    for package, file in (("backgrounds", "sea.jpg"), ("backgrounds", "hill.jpg"), ("preview", "house.jpg")):
+        (unpacked / package / "usr").mkdir(parents=True, exist_ok=True)
+        (unpacked / package / "usr" / file).write_bytes(file.encode())
+    photos_ = [
+        packed("train", "sea.jpg", b"sea.jpg"),
+        packed("dev", "hill.jpg", b"hill.jpg"),
+        packed("train", "house.jpg", b"house.jpg", "@tabler/preview"),
+    ]
+    assert gather.gather(photos_, unpacked, out) == []
+    assert sorted(p.name for p in (out / "train").iterdir()) == ["house.jpg", "sea.jpg"]
+    assert (out / "train" / "sea.jpg").read_bytes() == b"sea.jpg"
+    assert [(s.path, s.split) for s in photos.pristine_photos(out / "dev")] == [(out / "dev" / "hill.jpg", "dev")]
+    assert not (out / "dev" / "sea.jpg").exists(), "what is only measured on is never trained on"
+
+
+def test_gathering_goes_on_where_a_photo_is_missing(tmp_path: Path) -> None:
+    unpacked, out = tmp_path / "unpacked", tmp_path / "out"
+    (unpacked / "backgrounds" / "usr").mkdir(parents=True)
+    for name in ("sea.jpg", "hill.jpg"):
+        (unpacked / "backgrounds" / "usr" / name).write_bytes(name.encode())
+    photos_ = [packed("dev", n, c) for n, c in (("lake.jpg", b""), ("hill.jpg", b"new"), ("sea.jpg", b"sea.jpg"))]
+    missing, other = gather.gather(photos_, unpacked, out)
+    assert "usr/lake.jpg is missing; unpack the deb package backgrounds 1.0 there" in missing
+    assert "usr/hill.jpg is another photo than that of the deb package backgrounds 1.0" in other
+    assert [s.path.name for s in photos.pristine_photos(out / "dev")] == ["sea.jpg"]
+
+
+def test_table_of_clean_photos() -> None:
+    table = gather.packed_photos()
+    assert len({p.file for p in table}) == len({p.sha256 for p in table}) == len(table)
+    assert {p.use for p in table} == set(gather.USES)
+    assert all(p.licence and len(p.sha256) == 64 for p in table)
+    share_alike = {p.file for p in table if "GPL" in p.licence or "-SA" in p.licence}
+    assert share_alike == {p.file for p in table if p.use == "dev"}, "nothing is made of those"
 
 
 # What is known of a view

@@ -131,7 +131,7 @@ def test_a_set_of_one_split(
     assert {row["split"] for row in rows_of(out)} == {"train"}
     pixels, _ = vista.remaker(out, photos, rows_of(out))(next(i for i, r in enumerate(rows_of(out)) if r["regions"]))
     assert pixels.ndim == 3
-    monkeypatch.setattr(vista, "PRISTINE_DEV_SHARE", 0.0)
+    monkeypatch.setitem(vista.clean_split.__globals__, "PRISTINE_DEV_SHARE", 0.0)
     code, said = run(capsys, "build", photos, tmp_path / "dev", "--count", "6", "--split", "dev")
     assert code == 2
     assert "no photo of the split 'dev'" in said

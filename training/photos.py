@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 Split = Literal["train", "dev", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "dev", "test")
 RATED_DEV_SHARE: Final = 0.08
 RATED_TEST_SHARE: Final = 0.16
 PRISTINE_DEV_SHARE: Final = 0.08
@@ -40,6 +41,16 @@ def split_of(share: float, test: float, dev: float) -> Split:
     return "test" if share < test else "dev" if share < test + dev else "train"
 
 
+def clean_split(path: Path, named: str | None = None) -> Split:
+    """Of a clean photo: what photos.csv names, else by its content."""
+    for split in SPLITS:
+        if split == named:
+            return split
+    if named:
+        raise ValueError(f"{path}: photos.csv says split {named!r}; it is one of {', '.join(SPLITS)}")
+    return split_of(content_share(path), PRISTINE_TEST_SHARE, PRISTINE_DEV_SHARE)
+
+
 def rated_photos(folder: Path) -> list[Rated]:
     """The photos of a folder with `mos.csv` (filename, mos in 0..1) and `images/`, in file order."""
     with (folder / "mos.csv").open(newline="") as table:
@@ -50,14 +61,14 @@ def rated_photos(folder: Path) -> list[Rated]:
 
 
 def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:
-    """The clean photos of a folder with `photos.csv` (file, role); `large` and `extra` ones only ever train. Those
-    straight from a `camera` are left out: some have real defects, which benchmarks/real_defects.py asks for."""
+    """The clean photos of a folder with `photos.csv` (file, role and perhaps split); `large` and `extra` ones only ever
+    train. Those straight from a `camera` are left out: some have real defects, for benchmarks/real_defects.py."""
     sources = []
     with (folder / "photos.csv").open(newline="") as table:
         for row in csv.DictReader(table):
             path = folder / row["file"]
             if row["role"] == "pristine":
-                sources.append(Source(path, split_of(content_share(path), PRISTINE_TEST_SHARE, PRISTINE_DEV_SHARE)))
+                sources.append(Source(path, clean_split(path, row.get("split"))))
             elif row["role"] == "large":
                 sources.append(Source(path, "train"))
     if extra is not None:

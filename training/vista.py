@@ -37,7 +37,7 @@ from importance import Importance
 from inject import Region, inject
 from negatives import NEGATIVES, SMOOTH, texture_of
 from numpy.typing import NDArray
-from photos import PRISTINE_DEV_SHARE, PRISTINE_TEST_SHARE, Rated, Source, content_share, rated_photos, split_of
+from photos import Rated, Source, clean_split, rated_photos
 from PIL import Image
 from pixels import Pixels
 from rich.progress import track
@@ -83,16 +83,17 @@ class Job:
 
 
 def clean_photos(folder: Path) -> list[Source]:
-    """The clean photos of a folder in the order of their names, split by content."""
+    """The clean photos of a folder in the order of their names, split as photos.csv says or by content."""
     if not folder.is_dir():
         raise SetError(f"{folder} is no folder; name the folder that holds the photos")
     if (folder / "photos.csv").exists():
         with (folder / "photos.csv").open(newline="") as table:
-            paths = sorted(folder / row["file"] for row in csv.DictReader(table) if row["role"] == "pristine")
+            rows = [row for row in csv.DictReader(table) if row["role"] == "pristine"]
+        named = {folder / row["file"]: row.get("split") for row in rows}
     else:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        named = {path: None for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
     sources = []
-    for path in paths:
+    for path in sorted(named):
         try:
             with Image.open(path) as image:
                 pixels = image.width * image.height
@@ -104,8 +105,10 @@ def clean_photos(folder: Path) -> list[Source]:
             raise SetError(
                 f"{path}: has {pixels / 1e6:.2f} MP, and at least {LEAST_PX / 1e6:g} are needed; take it out"
             )
-        share = content_share(path)
-        sources.append(Source(path, split_of(share, PRISTINE_TEST_SHARE, PRISTINE_DEV_SHARE)))
+        try:
+            sources.append(Source(path, clean_split(path, named[path])))
+        except ValueError as error:
+            raise SetError(str(error)) from error
     if not sources:
         raise SetError(f"{folder}: holds no photos; qcheck reads {', '.join(SUFFIXES)}")
     return sources
