@@ -73,7 +73,7 @@ def test_a_description_has_its_shape(eyes: Any) -> None:
 def test_a_level_is_that_of_the_likely_kind() -> None:
     damage, cells = visual.Damage().eval(), torch.randn(1, 4, 6, visual.CELL_CHANNELS)
     for kind in range(len(KINDS)):
-        for network in (damage.absolute, damage.relative):
+        for network in (damage.relative, damage.local):
             torch.nn.init.zeros_(network[-1].weight)
             kinds, levels, severity = damage.apart(torch.zeros(damage.outputs))
             kinds[1 + kind] = 20.0
@@ -102,6 +102,25 @@ def test_whole_sources_of_channels_are_left_out_in_training_alone() -> None:
     assert left.mean() == pytest.approx(1, abs=0.05)
     # Of each token others.
     assert len({tuple((one[:, 0] == 0).tolist()) for one in sources}) == len(sources)
+
+
+@torch.inference_mode()
+def test_a_token_is_judged_against_others_alone() -> None:
+    """What is usual in one photo is damage in another."""
+    damage, cells = visual.Damage().eval(), torch.randn(1, 8, 12, visual.CELL_CHANNELS)
+    shift = torch.randn(visual.CELL_CHANNELS)
+    for one, other in zip(damage(cells), damage(cells + shift), strict=True):
+        assert_allclose(one, other, atol=1e-4)
+    one, other = damage(cells)[0], damage(cells * torch.linspace(0.5, 2, 12)[:, None])[0]
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_what_lies_around_a_token() -> None:
+    tokens = torch.arange(9.0 * 10).reshape(1, 9, 10, 1)
+    around = visual.surroundings(tokens)[0, :, :, 0]
+    assert around[4, 5] == tokens[0, 1:8, 2:9].mean(), "7 x 7 tokens"
+    assert around[0, 0] == pytest.approx(float(tokens[0, :4, :4].mean())), "no more than the view has"
+    assert torch.equal(visual.surroundings(torch.full((1, 1, 2, 3), 7.0)), torch.full((1, 1, 2, 3), 7.0))
 
 
 @torch.inference_mode()
@@ -279,7 +298,7 @@ def test_training_photos_are_read_by_eyes_that_never_saw_them(tmp_path: Path) ->
         eyes, domain = look.eyes_of(samples.eyes_file(tmp_path, fold))
         assert domain == defects.PHOTOS
         assert not eyes.training
-        assert torch.equal(eyes.damage.absolute[2].weight, saved[fold].damage.absolute[2].weight)
+        assert torch.equal(eyes.damage.relative[2].weight, saved[fold].damage.relative[2].weight)
         assert torch.equal(eyes.quality.ridge.weight, saved[fold].quality.ridge.weight)
 
 
@@ -418,7 +437,7 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     fields_of = perceive.fields_of
 
     def noted(eyes: Any, items: list[Any], names: Any) -> Any:
-        read.append((eyes.damage.absolute[2].weight[0, 0].item(), {item.sample["fold"] for item in items}))
+        read.append((eyes.damage.relative[2].weight[0, 0].item(), {item.sample["fold"] for item in items}))
         return fields_of(eyes, items, names)
 
     monkeypatch.setattr(perceive, "fields_of", noted)
@@ -430,7 +449,7 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     for fold, checkpoint in kept.items():
         assert checkpoint["context"] == 2
         assert checkpoint["eyes"]["context.leave.weight"].abs().max() > 0
-        first = checkpoint["eyes"]["damage.absolute.2.weight"][0, 0].item()
+        first = checkpoint["eyes"]["damage.relative.2.weight"][0, 0].item()
         assert [folds for weight, folds in read if weight == first and folds] == ([{fold}] if fold else [])
     before = {path.name: path.read_bytes() for path in config.out.glob("*.pt")}
     perceive.teach(config)

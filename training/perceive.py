@@ -36,7 +36,7 @@ from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
-from visual import Damage, Perception, Quality, perceived, proposals, summary
+from visual import Damage, Perception, Quality, TokenInputs, perceived, proposals, summary, surroundings
 
 from qcheck.tiles import Box
 
@@ -64,14 +64,16 @@ Checkpoint = dict[str, Any]
 
 
 class Tokens:
-    """Single tokens of many views. `tokens`: (n, CELL_CHANNELS); `views`: (n,) their view's row in `means`, `spreads`,
-    `counts`; `kinds`, `levels`, `severities`: (n,) as of samples.token_truth."""
+    """Single tokens of many views. `tokens`: (n, CELL_CHANNELS), `around`: what lies around each, the same; `views`:
+    (n,) their view's row in `means`, `spreads`, `counts`; `kinds`, `levels`, `severities`: (n,) as of
+    samples.token_truth.
+    """
 
     def __init__(
         self, items: dict[str, list[Item]], rng: np.random.Generator, names: tuple[str, ...] = PHOTOS.kinds
     ) -> None:
         self.names = names
-        parts: list[list[NDArray[Any]]] = [[] for _ in range(8)]
+        parts: list[list[NDArray[Any]]] = [[] for _ in range(9)]
         count = 0
         for kind in LESSONS:
             for before, item in itertools.pairwise((None, *items[kind])):
@@ -82,8 +84,12 @@ class Tokens:
                         part.append(values)
                     count += 1
         joined = [torch.from_numpy(np.concatenate(part)) for part in parts]
-        self.tokens, self.means, self.spreads, self.counts = joined[:4]
-        self.views, self.kinds, self.levels, self.severities = joined[4:]
+        self.tokens, self.around, self.means, self.spreads, self.counts = joined[:5]
+        self.views, self.kinds, self.levels, self.severities = joined[5:]
+
+    def inputs(self, picked: Tensor, damage: Damage) -> TokenInputs:
+        views, tokens, around = self.views[picked], self.tokens[picked].float(), self.around[picked].float()
+        return damage.normalised(tokens, around, self.means[views], self.spreads[views], size_of(self.counts[views]))
 
     def of_view(
         self, item: Item, index: int, number: int, rng: np.random.Generator, of: Item | None = None
@@ -99,7 +105,9 @@ class Tokens:
             clean, most = np.flatnonzero(broken), DAMAGED_TOKENS
         picked = np.concatenate((rng.permutation(clean)[:most], rng.permutation(damaged)[:DAMAGED_TOKENS]))
         tokens = cells.reshape(rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((1, 3))
-        yield tokens.reshape(rows * cols, CELL_CHANNELS)[picked].astype(np.float16)
+        around = surroundings(torch.from_numpy(tokens)[None])[0].numpy()
+        for each in (tokens, around):
+            yield each.reshape(rows * cols, CELL_CHANNELS)[picked].astype(np.float16)
         yield cells.mean((0, 1))[None]
         yield cells.std((0, 1))[None]
         yield np.full((1, 1), rows * cols, np.float32)
@@ -112,7 +120,6 @@ class Tokens:
 def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey: bool = True) -> None:
     """Each network learns alone, so that none leans on another. Without `survey` they are blind to it."""
     everything = train.tokens[:: max(1, len(train.tokens) // 100_000)].float()
-    damage.mean.copy_(everything.mean(0))
     damage.std.copy_(everything.std(0) + 1e-3)
     if not survey:
         damage.std[VIEW_CHANNELS:] = UNSEEN
@@ -121,11 +128,10 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
     for step in range(steps):
         schedule(optimizer, rate, step, steps, WARM_STEPS)
         picked = torch.randint(0, len(train.tokens), (TOKEN_BATCH,))
-        views, kinds, levels = train.views[picked], train.kinds[picked], train.levels[picked]
-        broken, severities = kinds > 0, train.severities[picked]
-        inputs = damage.normalised(train.tokens[picked].float(), train.means[views], train.spreads[views])
+        kinds, levels, severities = train.kinds[picked], train.levels[picked], train.severities[picked]
+        broken, inputs = kinds > 0, train.inputs(picked, damage)
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = damage.read(*inputs, size_of(train.counts[views]))
+            outputs = damage.read(inputs)
         loss = torch.zeros(())
         for output in outputs:
             kind, level, severity = damage.apart(output.float())

@@ -1,7 +1,7 @@
 """nano's vision side: frozen convolutions, a perception that reads them, and a projector.
 
-`Damage` reads every token by itself: what is wrong with it, as it is and against the rest of its view.
-Nothing in it sees where a token is or what lies beside it, because whatever could know a photo again learned the few
+`Damage` reads every token by itself: what is wrong with it, against the rest of its view and against what lies around.
+Nothing in it sees where a token is or what it shows, because whatever could know a photo again learned the few
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
 neighbours, and nothing but those. `Quality` reads the view as a whole: its score, and another its attributes. `Toll`
 (toll.py) tells what the damages of a view cost.
@@ -30,6 +30,7 @@ DAMAGE_DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.2
 SOURCE_DROPOUT: Final = 0.3
 OPINIONS: Final = 2  # networks that judge each token
+AROUND: Final = 7  # tokens a side, of what lies around one
 QUALITY_NETWORKS: Final = 3
 QUALITY_WIDTHS: Final = (512, 256)
 ATTRIBUTE_WIDTHS: Final = (256, 128)
@@ -37,12 +38,11 @@ QUALITY_INPUT_DROPOUT: Final = 0.3
 QUALITY_DROPOUT: Final = 0.5
 RIDGE_SHARE: Final = 0.3
 SUMMARY_CLIP: Final = 6.0  # standard deviations
-CLIP: Final = 8.0  # standard deviations
-RELATIVE_CLIP: Final = 5.0
+CLIP: Final = 5.0  # standard deviations, of what a token is against others
 PROPOSALS: Final = 3
-# Log odds of damage that a token must exceed to enlarge a proposal. On dev scenes this gives the best first proposals
-# in crops (mean IoU .50) and in global views (.23) alike.
-SCAN_BIAS: Final = -0.5
+# Log odds of damage that a token must exceed to enlarge a proposal. On untouched photos this gives the best first
+# proposals in crops (mean IoU .40) and in global views (.24) alike; below, whole skies are proposed.
+SCAN_BIAS: Final = 0.5
 LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 LEAST_DAMAGE: Final = 1e-6  # summed probability
 LEVELS: Final = len(DEFECT_LEVELS)
@@ -50,6 +50,7 @@ PHOTO_KINDS: Final = len(PHOTOS.kinds)
 PHOTO_ATTRIBUTES: Final = len(PHOTOS.attributes)
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 1.5  # log odds
+CERTAIN: Final = 8.0  # log odds, the most that are told apart
 # Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the score, the toll
 # and the attributes of the view.
 PROPOSAL_NUMBERS: Final = 7
@@ -112,10 +113,21 @@ class SourceDropout(nn.Module):
         return torch.cat((x[..., :CELL_CHANNELS] * mask, x[..., CELL_CHANNELS:]), -1)
 
 
+class TokenInputs(NamedTuple):
+    """Tokens as Damage's networks read them, (..., CELL_CHANNELS) each: `relative` to the rest of their view, `local`
+    to what lies around them, in standard deviations of the view. `size`: (..., 1) of the view, as of `size_of`: in big
+    photos the same damage is smaller and fainter than in a crop."""
+
+    relative: Tensor
+    local: Tensor
+    size: Tensor
+
+
 class Damage(nn.Module):
     """Cells of views, (views, rows, cols, CELL_CHANNELS) -> kinds, levels and severity of each token.
 
-    Two networks judge each token, and are averaged: one by its channels as they are, one against the rest of the view.
+    Two networks judge each token, and are averaged: one against the rest of its view, one against what lies around it.
+    None knows it as it is: what is usual in one photo is damage in another.
     """
 
     def __init__(self, kinds: int = PHOTO_KINDS) -> None:
@@ -123,9 +135,8 @@ class Damage(nn.Module):
         self.kinds = kinds
         # A level of each kind, for strong blur is not strong noise; and what it costs the photo, whatever its kind.
         self.outputs = 1 + kinds + kinds * LEVELS + 1
-        self.register_buffer("mean", torch.zeros(CELL_CHANNELS))
         self.register_buffer("std", torch.ones(CELL_CHANNELS))
-        self.absolute, self.relative = self.network(), self.network()
+        self.relative, self.local = self.network(), self.network()
 
     def network(self) -> nn.Sequential:
         return nn.Sequential(
@@ -140,38 +151,44 @@ class Damage(nn.Module):
             nn.Linear(DAMAGE_WIDTH, self.outputs),
         )
 
-    def normalised(self, tokens: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-        """Of tokens (..., CELL_CHANNELS) and the mean and spread of their views' cells: as they are, in standard
-        deviations of all photos, and against their view, in those of the view."""
-        absolute = (tokens - self.mean) / self.std
-        relative = (tokens - mean) / (spread + 0.1 * self.std)
-        return absolute.clamp(-CLIP, CLIP), relative.clamp(-RELATIVE_CLIP, RELATIVE_CLIP)
+    def normalised(self, tokens: Tensor, around: Tensor, mean: Tensor, spread: Tensor, size: Tensor) -> TokenInputs:
+        """Of tokens (..., CELL_CHANNELS), what lies `around` each, the mean and spread of their views' cells, and the
+        views' size (..., 1)."""
+        unit = spread + 0.1 * self.std
+        relative, local = (tokens - mean) / unit, (tokens - around) / unit
+        return TokenInputs(relative.clamp(-CLIP, CLIP), local.clamp(-CLIP, CLIP), size)
 
-    def read(self, absolute: Tensor, relative: Tensor, size: Tensor) -> list[Tensor]:
-        """Outputs of all networks, (..., outputs) each, as `apart` takes them. `size`: (..., 1) as of `size_of` the
-        view: only big photos fill a big view, and in those the same damage is smaller and fainter than in a crop."""
-        return [self.absolute(torch.cat((absolute, size), -1)), self.relative(torch.cat((relative, size), -1))]
+    def read(self, x: TokenInputs) -> list[Tensor]:
+        """Outputs of all networks, (..., outputs) each, as `apart` takes them."""
+        return [self.relative(torch.cat((x.relative, x.size), -1)), self.local(torch.cat((x.local, x.size), -1))]
 
     def apart(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., 1 + kinds) logits, of the levels of each kind, (..., kinds, LEVELS), and of severity, (..., 1)."""
         levels = outputs[..., 1 + self.kinds : -1].unflatten(-1, (self.kinds, LEVELS))
         return outputs[..., : 1 + self.kinds], levels, outputs[..., -1:]
 
-    def inputs(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, cells: Tensor) -> TokenInputs:
         """What `read` takes, of each token of views: (views, rows, cols, .)."""
         views, rows, cols = cells.shape[0], cells.shape[1] // CELLS_PER_SIDE, cells.shape[2] // CELLS_PER_SIDE
         mean = cells.mean((1, 2), keepdim=True)
         spread = torch.sqrt(((cells - mean) ** 2).mean((1, 2), keepdim=True))
         tokens = cells.reshape(views, rows, CELLS_PER_SIDE, cols, CELLS_PER_SIDE, CELL_CHANNELS).mean((2, 4))
         ones = torch.ones_like(tokens[..., :1])
-        return *self.normalised(tokens, mean, spread), size_of(ones * ones.sum((1, 2), keepdim=True))
+        size = size_of(ones * ones.sum((1, 2), keepdim=True))
+        return self.normalised(tokens, surroundings(tokens), mean, spread, size)
 
     def opinions(self, cells: Tensor) -> list[Tensor]:
         """The outputs of all networks for each token of views, (views, rows, cols, outputs)."""
-        return self.read(*self.inputs(cells))
+        return self.read(self.inputs(cells))
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return told(*self.apart(mean_of(self.opinions(cells))))
+
+
+def surroundings(tokens: Tensor) -> Tensor:
+    """The mean of the AROUND x AROUND tokens around each of views, (views, rows, cols, channels), that the view has."""
+    grid = tokens.permute(0, 3, 1, 2)
+    return F.avg_pool2d(grid, AROUND, 1, AROUND // 2, count_include_pad=False).permute(0, 2, 3, 1)
 
 
 def mean_of(opinions: Sequence[Tensor]) -> Tensor:
@@ -245,9 +262,9 @@ class Perception(nn.Module):
 
     def _read(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of Damage's networks, and what Context reads."""
-        absolute, relative, size = self.damage.inputs(cells)
-        opinions = self.damage.read(absolute, relative, size)
-        return mean_of(opinions), self.context.inputs(opinions, relative[..., VIEW_CHANNELS:], size)
+        inputs = self.damage.inputs(cells)
+        opinions = self.damage.read(inputs)
+        return mean_of(opinions), self.context.inputs(opinions, inputs.relative[..., VIEW_CHANNELS:], inputs.size)
 
     def forward(self, cells: Tensor) -> Evidence:
         outputs, around = self._read(cells)
@@ -313,7 +330,7 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
     damaged = 1 - kinds[..., :1]
-    odds = (evidence.log_odds() / CLIP).clamp(-1, 1)[..., None]
+    odds = (evidence.log_odds() / CERTAIN).clamp(-1, 1)[..., None]
     own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
     found = proposals(evidence)
     strength = torch.sigmoid(found.strengths / STRENGTH_UNIT)
