@@ -143,9 +143,10 @@ def test_patches_and_another_dialect_survive_the_round_trip() -> None:
 
 
 def test_a_contract_from_before_a_key_means_what_it_meant() -> None:
-    text = files("qcheck").joinpath("models", "nano", "qcheck.json").read_text(encoding="utf-8")
-    assert not any(key in text for key in ('"patches"', '"cache_dtype"', '"think_tokens"'))
-    nano = Contract.from_json(text)
+    known = json.loads(files("qcheck").joinpath("models", "nano", "qcheck.json").read_text(encoding="utf-8"))
+    for part, key in (("pixels", "patches"), ("decoder", "cache_dtype"), ("language", "think_tokens")):
+        del known[part][key]  # as of nano 0.4.0
+    nano = Contract.from_json(json.dumps(known))
     assert (nano.pixels.layout, nano.pixels.patches) == ("planar", None)
     assert nano.decoder.cache_dtype == "float32"
     assert nano.language.think_tokens == 0

@@ -101,9 +101,9 @@ def lively(model: Any) -> Any:
         cells = encoder(pixels, survey_of(photo))
         quarters = cells[0].unflatten(0, (2, -1)).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
         summaries = vision_side.summary(quarters)
-    for part, known in ((visual.perception.damage, cells.flatten(0, 2)), (visual.perception.quality, summaries)):
-        part.mean.copy_(known.mean(0))
-        part.std.copy_(known.std(0) + 1e-3)
+    visual.perception.damage.std.copy_(cells.flatten(0, 2).std(0) + 1e-3)
+    visual.perception.quality.mean.copy_(summaries.mean(0))
+    visual.perception.quality.std.copy_(summaries.std(0) + 1e-3)
     # Norms and biases that nobody taught are all alike, and an exporter keeps only one of those.
     for vector in (p for p in model.model.language_model.parameters() if p.dim() == 1):
         torch.nn.init.normal_(vector, float(vector.detach().mean()), 0.001)

@@ -249,7 +249,6 @@ def begin(encoder: CellEncoder, heads: Heads, tiles: Tiles, rated: list[Item]) -
     last.bias.zero_()
     damaged, _, _ = tiles.damaged()
     some = torch.cat([F.pad(one, (0, SURVEY_CHANNELS)).flatten(0, 2) for one in cells_of(encoder, list(damaged))])
-    heads.damage.mean.copy_(some.mean(0))
     heads.damage.std.copy_(some.std(0) + 1e-3)
 
 
