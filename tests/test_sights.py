@@ -20,7 +20,7 @@ sights, visual, rollouts, nano, train = (script(n) for n in ("sights", "visual",
 
 
 def evidence(value: float) -> Any:
-    shapes = ((2, 3, 14), (2, 3, 5), (2, 3, 1), (1,), (1,), (5,))
+    shapes = ((2, 3, 14), (2, 3, 5), (2, 3, 1), (1,), (1,), (5,), (3, 25))
     return visual.Evidence(*(torch.full(shape, value) for shape in shapes))
 
 

@@ -19,6 +19,7 @@ stores = script("stores")
 toll = script("toll")
 cells = script("cells")
 visual = script("visual")
+regions = script("regions")
 Box = script("narrator").Box
 RunError = script("runs").RunError
 
@@ -31,12 +32,23 @@ def untaught() -> Any:
     return toll.Toll(KINDS)
 
 
+def places_of(odds: list[float], severity: float) -> Any:
+    """Places of views, (views, PROPOSALS, place_size): a quarter of the view with these log odds, and two more with one
+    less each."""
+    places = torch.zeros(len(odds), regions.PROPOSALS, regions.place_size(KINDS))
+    places[..., 2:4] = 0.5
+    places[..., 4] = torch.tensor(odds)[:, None] - torch.arange(float(regions.PROPOSALS))
+    places[..., -1] = severity
+    return places
+
+
 def views_of(odds: list[float], severity: float = 0.5, rows: int = 2, cols: int = 3) -> Any:
     """Inputs of views whose tokens all have these log odds of one kind of damage."""
     kinds = torch.full((len(odds), rows, cols, 1 + KINDS), -30.0)
     kinds[..., 0] = 0
     kinds[..., 1] = torch.tensor(odds)[:, None, None]
-    return toll.Toll.inputs(kinds, torch.full((len(odds), rows, cols, 1), severity), torch.full((len(odds), 1), 3.5))
+    severities, scores = torch.full((len(odds), rows, cols, 1), severity), torch.full((len(odds), 1), 3.5)
+    return toll.Toll.inputs(kinds, severities, scores, places_of(odds, severity))
 
 
 @torch.inference_mode()
@@ -66,9 +78,12 @@ def test_inputs_hold_what_was_read() -> None:
         [0.5, 0.5],
     ]
     assert_allclose(rows[:, after : after + len(truth)].T, truth, atol=1e-4)
-    kinds = rows[:, after + len(truth) :]
+    kinds, places = rows[:, after + len(truth) :].split((2 * KINDS, 4 * regions.PROPOSALS), 1)
     assert_allclose(kinds[:, [0, KINDS]], np.stack((odds, odds), 1), atol=1e-4)
     assert (kinds[:, [1, 2]] == -30).all()
+    met = odds[:, None] - np.arange(regions.PROPOSALS)
+    truth = [met, np.full((2, 3), 0.5), 0.5 / (1 + np.exp(-met)), np.full((2, 3), np.log(0.25))]
+    assert_allclose(places, np.concatenate(truth, 1), atol=1e-4)
 
 
 @torch.inference_mode()
@@ -76,7 +91,8 @@ def test_order_of_tokens_does_not_matter() -> None:
     kinds, severity, score = torch.randn(1, 4, 6, 1 + KINDS), torch.rand(1, 4, 6, 1), torch.tensor([[3.0]])
     order = torch.randperm(24)
     mixed = (part.flatten(1, 2)[:, order].unflatten(1, (4, 6)) for part in (kinds, severity))
-    assert_allclose(toll.Toll.inputs(*mixed, score), toll.Toll.inputs(kinds, severity, score), atol=1e-4)
+    more = (score, places_of([1.0], 0.3))
+    assert_allclose(toll.Toll.inputs(*mixed, *more), toll.Toll.inputs(kinds, severity, *more), atol=1e-4)
 
 
 @pytest.mark.parametrize("odds", [-60.0, 60.0])
@@ -150,6 +166,7 @@ def test_every_view_is_read_with_its_toll(tmp_path: Path) -> None:
     whole = [seen.inputs[0], seen.inputs[3]]
     for number, row in zip((0, 1), whole, strict=True):
         (evidence,) = visual.perceived(eyes, [torch.from_numpy(items[number].read(0).astype(np.float32))])
-        inputs = toll.Toll.inputs(evidence.kinds[None], evidence.severity[None], evidence.score[None])
+        seen_of = (evidence.kinds, evidence.severity, evidence.score, evidence.places)
+        inputs = toll.Toll.inputs(*(part[None] for part in seen_of))
         assert_allclose(row, inputs[0], atol=1e-4)
     assert [len(part.tolls) for part in seen.groups()] == [5, 6]

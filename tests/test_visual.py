@@ -19,6 +19,8 @@ visual = script("visual")
 cells = script("cells")
 look = script("look")
 perceive = script("perceive")
+candidates = script("candidates")
+regions = script("regions")
 samples = script("samples")
 stores = script("stores")
 defects = script("defects")
@@ -89,7 +91,7 @@ def test_a_level_is_that_of_the_likely_kind() -> None:
 
 
 def test_whole_sources_of_channels_are_left_out_in_training_alone() -> None:
-    dropout, tokens = visual.SourceDropout(), torch.ones(400, visual.CELL_CHANNELS + 1)
+    dropout, tokens = visual.SourceDropout(visual.SOURCES, 0.3), torch.ones(400, visual.CELL_CHANNELS + 1)
     assert torch.equal(dropout.eval()(tokens), tokens)
     torch.manual_seed(0)
     left = dropout.train()(tokens)
@@ -136,9 +138,16 @@ def test_damage_is_what_its_networks_say_on_average() -> None:
 ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]
 
 
+PLACES = (
+    ((0.2, 0.25, 0.6, 0.75), 4.0, "noise", 3, 0.6),
+    ((0.8, 0.75, 0.9, 1.0), -1.0, "color", 1, 0.2),
+    ((0.0, 0.1, 0.3, 0.3), -2.0, "noise", 0, 0.4),
+)
+
+
 def evidence_of(odds: Any) -> Any:
-    """Evidence whose tokens have these log odds (before the scan's bias) of being damaged, all by noise at level 4 and
-    severity 0.6."""
+    """Evidence whose tokens have these log odds of being damaged, all by noise at level 4 and severity 0.6, with
+    PLACES."""
     rows, cols = odds.shape
     kinds = torch.full((rows, cols, 1 + len(KINDS)), -100.0)
     kinds[..., 0] = 0
@@ -146,59 +155,21 @@ def evidence_of(odds: Any) -> Any:
     levels = torch.zeros(rows, cols, visual.LEVELS)
     levels[..., 3] = 50
     severity, score, toll = torch.full((rows, cols, 1), 0.6), torch.tensor([3.0]), torch.tensor([2.0])
-    return visual.Evidence(kinds, levels, severity, score, toll, torch.tensor(ATTRIBUTES))
+    places = []
+    for box, strength, kind, level, cost in PLACES:
+        chances, levelled = torch.zeros(1 + len(KINDS)), torch.zeros(visual.LEVELS)
+        chances[1 + KINDS.index(kind)], levelled[level] = 1, 1
+        places.append(torch.cat((torch.tensor([*box, strength]), chances, levelled, torch.tensor([cost]))))
+    return visual.Evidence(kinds, levels, severity, score, toll, torch.tensor(ATTRIBUTES), torch.stack(places))
 
 
-def best_rectangle(odds: Any) -> tuple[float, tuple[int, int, int, int]]:
-    """Of all sums over rectangles the greatest, the slow way."""
-    rows, cols = odds.shape
-    return max(
-        (float(odds[y1:y2, x1:x2].sum()), (x1, y1, x2, y2))
-        for y1 in range(rows)
-        for y2 in range(y1 + 1, rows + 1)
-        for x1 in range(cols)
-        for x2 in range(x1 + 1, cols + 1)
-    )
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (5, 7), (8, 8)])
-@pytest.mark.parametrize("seed", range(3))
-def test_proposals_are_the_best_rectangles(size: tuple[int, int], seed: int) -> None:
-    rows, cols = size
-    odds = np.random.default_rng(seed).normal(-0.5, 1, size).astype(np.float32)
-    found = visual.proposals(evidence_of(odds))
-    left = odds.astype(np.float64) - visual.SCAN_BIAS
-    for box, strength in zip(found.boxes, found.strengths, strict=True):
-        total, (x1, y1, x2, y2) = best_rectangle(left)
-        x1, y1, x2, y2 = (round(float(v) * side) for v, side in zip(box, (cols, rows) * 2, strict=True))
-        assert left[y1:y2, x1:x2].sum() == pytest.approx(total, abs=1e-3)
-        assert float(strength) == pytest.approx(float(odds[y1:y2, x1:x2].mean()), abs=1e-3)
-        left[y1:y2, x1:x2] = visual.LEAST
-
-
-def test_weak_evidence_adds_up() -> None:
-    """No token of the damage is as suspicious as the one that stands alone."""
-    odds = np.full((10, 12), -2.0)
-    odds[2:6, 3:8], odds[8, 10] = 1.2, 3.0
-    found = visual.proposals(evidence_of(odds))
-    assert_allclose(found.boxes[0], [3 / 12, 2 / 10, 8 / 12, 6 / 10], atol=1e-6)
-    assert_allclose(found.boxes[1], [10 / 12, 8 / 10, 11 / 12, 9 / 10], atol=1e-6)
-    assert float(found.strengths[0]) == pytest.approx(1.2, abs=1e-3)
-    assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
-    assert int(found.levels[0].argmax()) == 3
-    assert_allclose(found.severities, 0.6, atol=1e-6)
-
-
-def test_the_severity_of_a_proposal_is_that_of_its_damaged_tokens() -> None:
-    """As its level: a clean token inside the rectangle knows nothing of either."""
-    odds = np.full((3, 4), -9.0)
-    odds[1, :3] = (9.0, -0.5, 9.0)
-    evidence = evidence_of(odds)
-    evidence.severity[1, :3, 0] = torch.tensor([0.2, 0.9, 0.4])
-    found = visual.proposals(evidence)
-    assert_allclose(found.boxes[0], [0, 1 / 3, 3 / 4, 2 / 3], atol=1e-6)
-    weights = 1 / (1 + np.exp([-9.0, 0.5, -9.0]))
-    assert float(found.severities[0, 0]) == pytest.approx(np.average([0.2, 0.9, 0.4], weights=weights), abs=1e-4)
+def test_places_are_read_back() -> None:
+    found = evidence_of(np.zeros((2, 3))).proposals
+    assert_allclose(found.boxes, [place[0] for place in PLACES])
+    assert_allclose(found.strengths, [place[1] for place in PLACES])
+    assert [KINDS[kind] for kind in found.kinds[:, 1:].argmax(1).tolist()] == [place[2] for place in PLACES]
+    assert_allclose(found.level, [place[3] / 4 for place in PLACES])
+    assert_allclose(found.severities[:, 0], [place[4] for place in PLACES])
 
 
 def test_a_reading_can_be_read_back() -> None:
@@ -228,8 +199,7 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     assert (slots.sum(1) == 1).all()
     assert slots.argmax(1).tolist() == [i % SLOTS for i in range(40)]
     read = (numbers * centres()).sum(1) / numbers.sum(1)
-    found = visual.proposals(evidence)
-    assert_allclose(found.boxes[:2].flatten(), [0.2, 0.25, 0.6, 0.75, 0.8, 0.75, 0.9, 1.0], atol=1e-6)
+    found = evidence.proposals
     places = [
         [*box, float(torch.sigmoid(strength / visual.STRENGTH_UNIT)), level, severity]
         for box, strength, level, (severity,) in zip(
@@ -274,14 +244,14 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     for view, item in zip(views_seen, seen, strict=True):
         whole, window = item.sample["views"]
         (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))])
-        numbers = (whole["score"], whole["toll"], whole["attributes"])
+        numbers = (whole["score"], whole["toll"], whole["attributes"], whole["places"])
         kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), *numbers)
         for part, other in zip(kept, evidence, strict=True):
             assert_allclose(part, other, atol=5e-3)
-        assert [s[:4] for s in whole["suspicions"]] == visual.proposals(evidence).boxes.tolist()
+        assert [s[:4] for s in whole["suspicions"]] == evidence.proposals.boxes.tolist()
         assert {s[4] for s in whole["suspicions"]} <= set(KINDS)
         assert [s[5] for s in whole["suspicions"]] == [
-            1 + round(4 * level) for level in visual.proposals(evidence).level.tolist()
+            1 + round(4 * level) for level in evidence.proposals.level.tolist()
         ]
         x1, y1, x2, y2 = window["box"]
         assert (window["cols"], window["rows"]) == ((x2 - x1) // 128, (y2 - y1) // 128)
@@ -326,16 +296,19 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     eyes = visual.Perception()
     monkeypatch.setattr(perceive, "TOKEN_BATCH", 512)
     perceive.learn_damage(eyes.damage, tokens, 150, 3e-3)
+    monkeypatch.setattr(candidates, "BATCH", 256)
+    candidates.learn_regions(eyes.regions, candidates.rectangles_of(eyes.eval(), items), 150, 3e-3, rng)
     overlaps = []
     for _ in range(20):
         view, box = damaged_view(rng)
         with torch.inference_mode():
-            found = visual.proposals(visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))])[0])
+            found = visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))])[0].proposals
         assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
         assert int(found.levels[0].argmax()) == 2
         assert float(found.severities[0]) == pytest.approx(0.4, abs=0.1)
+        assert float(found.strengths[0]) > 2
         truth = torch.tensor([box[0] / 600, box[1] / 400, box[2] / 600, box[3] / 400])
-        overlaps.append(float(perceive.iou(found.boxes[0], truth)))
+        overlaps.append(float(regions.overlap_of(found.boxes[0], truth)))
     assert np.mean(overlaps) > 0.9
 
 
@@ -442,13 +415,22 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(perceive, "fields_of", noted)
     config = perceive.Config(
-        tmp_path, tmp_path / "eyes", damage_steps=2, quality_epochs=0, context_steps=2, toll_steps=2, threads=1
+        tmp_path,
+        tmp_path / "eyes",
+        damage_steps=2,
+        quality_epochs=0,
+        context_steps=2,
+        regions_steps=2,
+        toll_steps=2,
+        threads=1,
     )
     perceive.teach(config)
     kept = {fold: torch.load(samples.eyes_file(config.out, fold), weights_only=True) for fold in ("0", "1", None)}
     for fold, checkpoint in kept.items():
         assert checkpoint["context"] == 2
-        assert checkpoint["eyes"]["context.leave.weight"].abs().max() > 0
+        assert (checkpoint["regions"], checkpoint["toll"]) == (2, 2)
+        for taught in ("context.leave", "regions.judge.7", "toll.networks.0.7"):
+            assert checkpoint["eyes"][f"{taught}.weight"].abs().max() > 0
         first = checkpoint["eyes"]["damage.relative.2.weight"][0, 0].item()
         assert [folds for weight, folds in read if weight == first and folds] == ([{fold}] if fold else [])
     before = {path.name: path.read_bytes() for path in config.out.glob("*.pt")}

@@ -20,7 +20,7 @@ from runs import RunError, checkpoint_of
 from samples import FOLDS, eyes_file
 from stores import Item, Store, folds, items_of, of_split
 from torch import Tensor
-from visual import LEVELS, Evidence, Perception, perceived, proposals
+from visual import LEVELS, Evidence, Perception, perceived
 
 from qcheck.tiles import Box
 
@@ -42,20 +42,22 @@ def seen_channels(kinds: int = len(PHOTOS.kinds)) -> int:
 
 
 def packed(evidence: Evidence) -> NDArray[np.float16]:
-    """(rows, cols, seen_channels) fp16; the view's score, toll and attributes stand in the index."""
+    """(rows, cols, seen_channels) fp16; the view's score, toll, attributes and places stand in the index."""
     return torch.cat((evidence.kinds, evidence.levels, evidence.severity), -1).numpy().astype(np.float16)
 
 
-def unpacked(seen: Tensor, score: float, toll: float, attributes: Sequence[float]) -> Evidence:
+def unpacked(
+    seen: Tensor, score: float, toll: float, attributes: Sequence[float], places: Sequence[Sequence[float]]
+) -> Evidence:
     """What `packed` packed, in fp32."""
     kinds = seen.shape[-1] - LEVELS - 1
-    numbers = (torch.tensor(values, dtype=torch.float32) for values in ([score], [toll], attributes))
+    numbers = (torch.tensor(values, dtype=torch.float32) for values in ([score], [toll], attributes, places))
     return Evidence(*seen.float().split((kinds, LEVELS, 1), -1), *numbers)
 
 
 def suspicions(evidence: Evidence, names: tuple[str, ...] = PHOTOS.kinds) -> dict[str, Any]:
     """The proposals for the index: boxes 0..1 of the view, kinds (by their `names`) and levels 1..5."""
-    found = proposals(evidence)
+    found = evidence.proposals
     kinds = [names[i] for i in found.kinds[:, 1:].argmax(1).tolist()]
     levels = [1 + round((LEVELS - 1) * level) for level in found.level.tolist()]
     return {"suspicions": [[*s[0], *s[1:]] for s in zip(found.boxes.tolist(), kinds, levels, strict=True)]}
@@ -81,6 +83,7 @@ def entry(
 ) -> tuple[dict[str, Any], NDArray[np.float16]]:
     kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols"}}
     told = {"score": float(evidence.score), "toll": float(evidence.toll), "attributes": evidence.attributes.tolist()}
+    told["places"] = evidence.places.tolist()
     return {**kept, **told, **suspicions(evidence, names)}, packed(evidence)
 
 

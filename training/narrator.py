@@ -56,8 +56,8 @@ Suspicion = tuple[float, float, float, float, str, int]
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A cached view: the part of the photo it shows, what perception made of it (rows, cols, seen_channels), its score,
-    toll and attributes, in the domain's order, and its suspicions, most suspicious first: x1, y1, x2, y2 (0..1 of the
-    view), kind and level (1..5)."""
+    toll and attributes, in the domain's order, its places, as regions.py gives them, and what is suspected there, most
+    suspicious first: x1, y1, x2, y2 (0..1 of the view), kind and level (1..5)."""
 
     box: Box
     seen: NDArray[np.float16]
@@ -65,6 +65,7 @@ class Shown:
     toll: float
     attributes: tuple[float, ...]
     role: str
+    places: list[list[float]]
     suspicions: list[Suspicion]
 
     def spell(self, box: Box) -> list[str]:
@@ -378,6 +379,7 @@ def shown_views(item: Item) -> list[Shown]:
             view["toll"],
             tuple(view["attributes"]),
             view["role"],
+            view["places"],
             [(*map(float, corners), kind, level) for *corners, kind, level in view["suspicions"]],
         )
         for index, view in enumerate(item.sample["views"])

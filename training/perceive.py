@@ -1,10 +1,10 @@
 """Stage 0, second part: nano's eyes, before it speaks. Run by train.py.
 
-Five lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
+Six lessons, none through the decoder. `Damage` learns from single tokens what is wrong with each; minutes of it
 suffice, and more of it learns the few clean sources by heart. `Quality` learns the score of whole views, and another
-their attributes. `Context` then learns to compare neighbours (fields.py), and `Toll` what the damages of a view cost
-(readings.py), both from readings of eyes that never saw the photo. All are written to RUN/eyes.pt; figures on the dev
-split go to RUN/metrics.json.
+their attributes. `Context` then learns to compare neighbours (fields.py), `Regions` to judge rectangles as a whole
+(candidates.py), and `Toll` what the damages of a view cost (readings.py), each from readings of eyes that never saw the
+photo. All are written to RUN/eyes.pt; figures on the dev split go to RUN/metrics.json.
 
 For every fold of source photos there is also RUN/eyes-without-FOLD.pt, which never saw that fold: look.py reads
 training photos with those, so that the decoder learns how far to trust eyes on photos new to them.
@@ -14,21 +14,23 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
+from candidates import learn_regions, rectangles_of
 from cells import CELL_CHANNELS, VIEW_CHANNELS, size_of
 from defects import PHOTOS, Domain
 from degradations import BANK
-from fields import Field, Fields, fields_of, learn_context
+from fields import Fields, fields_of, learn_context
 from look import perception_of
 from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE
 from numpy.typing import NDArray
-from readings import Readings, learn_toll, readings_of
+from readings import learn_toll, readings_of
+from regions import overlap_of
 from runs import RunError, echo, finite, save, schedule, seeded
 from samples import FOLDS, eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
@@ -36,14 +38,14 @@ from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
 from torch import Tensor
 from torch.nn import functional as F
-from visual import Damage, Perception, Quality, TokenInputs, perceived, proposals, summary, surroundings
+from visual import Damage, Perception, Quality, TokenInputs, perceived, summary, surroundings
 
 from qcheck.tiles import Box
 
 LESSONS: Final = ("local", "aimed", "patched", "whole")  # kinds of sample whose damages are known
 DAMAGED_TOKENS: Final = 24  # at most, of one view
 CLEAN_TOKENS: Final = {"global": 24}  # the same; views that are not global: half of it
-COMPARED: Final = ("local", "aimed", "patched")  # those with a damage among what is sound, for the context
+COMPARED: Final = ("local", "aimed", "patched")  # those with a damage among what is sound
 TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 1.5
 SEVERITY_WEIGHT: Final = 2.0
@@ -59,6 +61,8 @@ FOUND_IOU: Final = 0.2
 CONTEXT_RATE: Final = 2.0  # times the rate of the others
 TOLL_RATE: Final = 2.0
 UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
+
+Read = TypeVar("Read")
 
 Checkpoint = dict[str, Any]
 
@@ -273,13 +277,13 @@ def evaluate(eyes: Perception, items: list[Item], names: tuple[str, ...] = PHOTO
             if not damaged and (truth.kinds != 0).any():
                 continue
             evidence = perceived(eyes, [torch.from_numpy(cells)])[0]
-            found, place = proposals(evidence), "crop" if index else "global"
+            found, place = evidence.proposals, "crop" if index else "global"
             known = truth.kinds >= 0
             tokens[place].append((truth.kinds[known] > 0, evidence.log_odds().flatten().numpy()[known]))
             views[place].append((damaged, float(found.strengths[0])))
             if damaged and (index == 0 or view["role"].startswith("truth")):
                 boxes = torch.from_numpy(np.unique(truth.boxes[truth.kinds > 0], axis=0))
-                overlaps[place].append([max(float(iou(box, one)) for one in boxes) for box in found.boxes])
+                overlaps[place].append([max(float(overlap_of(box, one)) for one in boxes) for box in found.boxes])
     out: dict[str, float] = {}
     for place in ("global", "crop"):
         if not overlaps[place]:
@@ -291,11 +295,6 @@ def evaluate(eyes: Perception, items: list[Item], names: tuple[str, ...] = PHOTO
         out[f"{place}_iou"], out[f"{place}_iou_of_3"] = float(seen[:, 0].mean()), float(seen.max(1).mean())
         out[f"{place}_found_of_3"] = float((seen.max(1) > FOUND_IOU).mean())
     return out
-
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    both = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).prod()
-    return both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both + 1e-9)
 
 
 def shows(item: Item, names: Sequence[str]) -> bool:
@@ -313,10 +312,10 @@ def without_any(items: list[Item], names: Sequence[str]) -> list[Item]:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`cells`: of encode.py. Without `folds`, only the eyes that saw all, and no context and no toll, which learn from
-    eyes that did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what the survey is
-    worth; `without`: degradations (degradations.BANK) that they never see, to measure how they do on kinds of damage
-    that nobody thought of."""
+    """`cells`: of encode.py. Without `folds`, only the eyes that saw all, and no context, no regions and no toll, which
+    learn from eyes that did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what
+    the survey is worth; `without`: degradations (degradations.BANK) that they never see, to measure how they do on
+    kinds of damage that nobody thought of."""
 
     cells: Path
     out: Path
@@ -324,6 +323,7 @@ class Config:
     quality_epochs: int = 15
     attribute_epochs: int = 60
     context_steps: int = 600
+    regions_steps: int = 1500
     toll_steps: int = 1500
     rate: float = 1e-3
     folds: bool = True
@@ -375,10 +375,33 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
             learn_quality(eyes.attributes, *broken.without(fold), config.rate, config.attribute_epochs, config.survey)
         kept = {"domain": dataclasses.asdict(domain), "without": list(config.without)}
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
-    if config.folds and config.context_steps:
-        add_context(config, {kind: placed[kind] for kind in COMPARED}, domain)
-    if config.folds and config.toll_steps:
-        add_toll(config, {kind: train[kind] for kind in LESSONS}, domain)
+    compared = {kind: placed[kind] for kind in COMPARED}
+    add(
+        "context",
+        config,
+        compared,
+        domain,
+        lambda eyes, items: fields_of(eyes, items, domain.kinds),
+        lambda eyes, fields, rng: learn_context(
+            eyes.context, Fields(fields), config.context_steps, CONTEXT_RATE * config.rate, rng
+        ),
+    )
+    add(
+        "regions",
+        config,
+        compared,
+        domain,
+        lambda eyes, items: rectangles_of(eyes, items, domain.kinds),
+        lambda eyes, found, rng: learn_regions(eyes.regions, found, config.regions_steps, config.rate, rng),
+    )
+    add(
+        "toll",
+        config,
+        {kind: train[kind] for kind in LESSONS},
+        domain,
+        lambda eyes, items: [readings_of(eyes, items)],
+        lambda eyes, readings, rng: learn_toll(eyes.toll, readings, config.toll_steps, TOLL_RATE * config.rate, rng),
+    )
     eyes = perception_of(torch.load(eyes_file(config.out, None), weights_only=True), domain)
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
     result |= told_apart(eyes.attributes, dev["whole"], domain.attributes)
@@ -386,40 +409,32 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     print(json.dumps(result))
 
 
-def add_context(config: Config, train: dict[str, list[Item]], domain: Domain) -> None:
-    """Teaches the context of all eyes and writes them again, those that saw all last: who has it is done."""
-    kept = kept_of(config, train)
-    if all("context" in checkpoint for checkpoint in kept.values()):
+def add(
+    name: str,
+    config: Config,
+    train: dict[str, list[Item]],
+    domain: Domain,
+    read: Callable[[Perception, list[Item]], list[Read]],
+    learn: Callable[[Perception, list[Read], np.random.Generator], None],
+) -> None:
+    """Teaches one more part of all eyes from what those before it make of photos they never saw, and writes them again,
+    those that saw all last: who has it is done. `name`: of the part, and of the steps in the config."""
+    steps = getattr(config, f"{name}_steps")
+    if not config.folds or not steps:
         return
-    fields: dict[str, list[Field]] = {}
+    kept = kept_of(config, train)
+    if all(name in checkpoint for checkpoint in kept.values()):
+        return
+    found: dict[str, list[Read]] = {}
     for fold, parts in by_fold(train).items():
         eyes = perception_of(kept[fold], domain).eval()
-        fields[fold] = [field for part in parts for field in fields_of(eyes, part, domain.kinds)]
-        print(f"fold {fold}: {len(fields[fold])} views for the context", flush=True)
+        found[fold] = [one for part in parts for one in read(eyes, part)]
+        print(f"fold {fold}: read for its {name}", flush=True)
     for fold, checkpoint in kept.items():
         rng = seeded(config.seed)
         eyes = perception_of(checkpoint, domain)
-        some = Fields([field for one, part in fields.items() if one != fold for field in part])
-        learn_context(eyes.context, some, config.context_steps, CONTEXT_RATE * config.rate, rng)
-        save(eyes_file(config.out, fold), {**checkpoint, "eyes": eyes.state_dict(), "context": config.context_steps})
-
-
-def add_toll(config: Config, train: dict[str, list[Item]], domain: Domain) -> None:
-    """Teaches the toll of all eyes, whose context is taught, and writes them again, as add_context does."""
-    kept = kept_of(config, train)
-    if all("toll" in checkpoint for checkpoint in kept.values()):
-        return
-    readings: dict[str, list[Readings]] = {}
-    for fold, parts in by_fold(train).items():
-        eyes = perception_of(kept[fold], domain).eval()
-        readings[fold] = [readings_of(eyes, part) for part in parts]
-        print(f"fold {fold}: {sum(len(one.tolls) for one in readings[fold])} views for the toll", flush=True)
-    for fold, checkpoint in kept.items():
-        rng = seeded(config.seed)
-        eyes = perception_of(checkpoint, domain)
-        some = [part for one, parts in readings.items() if one != fold for part in parts]
-        learn_toll(eyes.toll, some, config.toll_steps, TOLL_RATE * config.rate, rng)
-        save(eyes_file(config.out, fold), {**checkpoint, "eyes": eyes.state_dict(), "toll": config.toll_steps})
+        learn(eyes, [one for other, part in found.items() if other != fold for one in part], rng)
+        save(eyes_file(config.out, fold), {**checkpoint, "eyes": eyes.state_dict(), name: steps})
 
 
 def kept_of(config: Config, train: dict[str, list[Item]]) -> dict[str | None, Checkpoint]:

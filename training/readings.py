@@ -53,7 +53,7 @@ def readings_of(eyes: Perception, items: list[Item]) -> Readings:
                 crops.append(index > 0)
         if len(cells) >= VIEWS or (item is items[-1] and cells):
             seen = perceived(eyes, cells)
-            inputs += [Toll.inputs(e.kinds[None], e.severity[None], e.score[None])[0] for e in seen]
+            inputs += [Toll.inputs(e.kinds[None], e.severity[None], e.score[None], e.places[None])[0] for e in seen]
             cells = []
     size = eyes.toll.mean.shape[0]
     rows = torch.stack(inputs) if inputs else torch.zeros(0, size)

@@ -289,7 +289,7 @@ class Eyes:
         import torch  # only here: the other kinds of sample need no torch in the workers
         from encode import Look
         from look import eyes_of
-        from visual import perceived, proposals
+        from visual import perceived
 
         torch.set_num_threads(1)
         perception, _ = eyes_of(path)
@@ -298,7 +298,7 @@ class Eyes:
         @torch.inference_mode()
         def suspects(shown: Pixels, map_: Survey) -> list[list[float]]:
             cells = torch.from_numpy(look.cells(shown, map_[None]).astype(np.float32))
-            boxes: list[list[float]] = proposals(perceived(perception, [cells])[0]).boxes.tolist()
+            boxes: list[list[float]] = perceived(perception, [cells])[0].proposals.boxes.tolist()
             return boxes
 
         self.suspects = suspects

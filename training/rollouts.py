@@ -117,7 +117,8 @@ class Watched(Matcher):
 def shown_of(box: Box, evidence: Evidence, role: str, suspicions: list[Suspicion]) -> Shown:
     """A view as lessons have it, of what was seen of it just now."""
     attributes = tuple(evidence.attributes.tolist())
-    return Shown(box, packed(evidence), float(evidence.score), float(evidence.toll), attributes, role, suspicions)
+    score, toll, places = float(evidence.score), float(evidence.toll), evidence.places.tolist()
+    return Shown(box, packed(evidence), score, toll, attributes, role, places, suspicions)
 
 
 class RecordedConversation(Conversation):

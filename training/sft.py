@@ -71,9 +71,8 @@ class Trainer:
         readings, views = [], []
         with torch.no_grad():
             for shown, kept in ((s, k) for e in examples for s, k in zip(e.views, e.kept, strict=True)):
-                reading, view = described(
-                    unpacked(torch.from_numpy(shown.seen.astype(np.float32)), shown.score, shown.toll, shown.attributes)
-                )
+                numbers = (shown.score, shown.toll, shown.attributes, shown.places)
+                reading, view = described(unpacked(torch.from_numpy(shown.seen.astype(np.float32)), *numbers))
                 reading = reading[torch.from_numpy(kept)]
                 readings.append(reading)
                 views.append(view.expand(reading.shape[0], -1))

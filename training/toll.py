@@ -6,6 +6,7 @@ import torch
 from cells import size_of
 from layers import zeroed
 from nano_spec import SCORE_CENTRE
+from regions import PROPOSALS, Proposals
 from torch import Tensor, nn
 
 NETWORKS: Final = 3
@@ -46,9 +47,9 @@ class Toll(nn.Module):
         )
 
     @staticmethod
-    def inputs(kinds: Tensor, severity: Tensor, score: Tensor) -> Tensor:
+    def inputs(kinds: Tensor, severity: Tensor, score: Tensor, places: Tensor) -> Tensor:
         """(views, toll_size) of what Perception reads: logits of kinds (views, rows, cols, 1 + kinds), severity (views,
-        rows, cols, 1), 0..1, and score (views, 1)."""
+        rows, cols, 1), 0..1, score (views, 1) and places (views, PROPOSALS, place_size)."""
         each = (kinds[..., 1:] - kinds[..., :1]).flatten(1, 2)  # views, tokens, kinds
         odds = each.logsumexp(-1)
         damaged = odds.sigmoid()
@@ -68,7 +69,11 @@ class Toll(nn.Module):
             size_of(torch.ones_like(odds).sum(1)),
             score[:, 0] - SCORE_CENTRE,
         )
-        return torch.cat((torch.stack(pooled, 1), each.amax(1), each.mean(1)), 1)
+        found = Proposals.of(places)
+        met, cost = found.strengths, found.severities[..., 0]
+        size = (found.boxes[..., 2:] - found.boxes[..., :2]).prod(-1).clamp(min=LEAST).log()
+        of_places = (met, cost, met.sigmoid() * cost, size)
+        return torch.cat((torch.stack(pooled, 1), each.amax(1), each.mean(1), *of_places), 1)
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """(views, toll_size), as of `inputs`, in standard deviations of all views."""
@@ -83,4 +88,4 @@ class Toll(nn.Module):
 
 def toll_size(kinds: int) -> int:
     """Of what Toll reads of a view."""
-    return len(SHARPNESSES) + 11 + 2 * kinds
+    return len(SHARPNESSES) + 11 + 2 * kinds + 4 * PROPOSALS

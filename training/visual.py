@@ -5,7 +5,7 @@ Nothing in it sees where a token is or what it shows, because whatever could kno
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
 neighbours, and nothing but those. `Quality` reads the view as a whole: its score, and another its attributes. `Toll`
 (toll.py) tells what the damages of a view cost.
-`proposals` then finds the places where the evidence of many tokens adds up, and `Projector` brings all of it into the
+`Regions` (regions.py) then judges rectangles of many tokens as a whole, and `Projector` brings all of it into the
 decoder's width, so that the decoder speaks of what it is shown.
 """
 
@@ -16,14 +16,15 @@ import torch
 from cells import CELL_CHANNELS, SOURCES, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
-from layers import zeroed
+from layers import SourceDropout, zeroed
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX, SCORE_CENTRE
+from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
 from toll import Toll
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
+from qcheck.verdict import SCORE_MAX, SCORE_MIN
 
 DAMAGE_WIDTH: Final = 256
 DAMAGE_DROPOUT: Final = 0.3
@@ -39,13 +40,7 @@ QUALITY_DROPOUT: Final = 0.5
 RIDGE_SHARE: Final = 0.3
 SUMMARY_CLIP: Final = 6.0  # standard deviations
 CLIP: Final = 5.0  # standard deviations, of what a token is against others
-PROPOSALS: Final = 3
-# Log odds of damage that a token must exceed to enlarge a proposal. On untouched photos this gives the best first
-# proposals in crops (mean IoU .40) and in global views (.24) alike; below, whole skies are proposed.
-SCAN_BIAS: Final = 0.5
-LEAST: Final = -20.0  # log odds of what a proposal has claimed, and of rectangles that are none
 LEAST_DAMAGE: Final = 1e-6  # summed probability
-LEVELS: Final = len(DEFECT_LEVELS)
 PHOTO_KINDS: Final = len(PHOTOS.kinds)
 PHOTO_ATTRIBUTES: Final = len(PHOTOS.attributes)
 NUMBER_BINS: Final = 21
@@ -66,8 +61,9 @@ class Evidence(NamedTuple):
     """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, 1 + kinds) logits, 0 clean;
     `levels`: (rows, cols, LEVELS) logits; `severity`: (rows, cols, 1) 0..1, what a defect there costs the photo, less
     its size (samples.severity); `score`: (1,), 1..5, of the view as a whole; `toll`: (1,), 1..5, of a clean photo with
-    the damages that the view shows; `attributes`: (attributes,), 1..5, of the view as a whole. For a batch of views of
-    one size, each has one more axis in front.
+    the damages that the view shows; `attributes`: (attributes,), 1..5, of the view as a whole; `places`: (PROPOSALS,
+    place_size) its most suspicious ones, as Regions gives them. For a batch of views of one size, each has one more
+    axis in front.
     """
 
     kinds: Tensor
@@ -76,41 +72,21 @@ class Evidence(NamedTuple):
     score: Tensor
     toll: Tensor
     attributes: Tensor
+    places: Tensor
+
+    @property
+    def proposals(self) -> Proposals:
+        """Of one view."""
+        return Proposals.of(self.places)
 
     def log_odds(self) -> Tensor:
         """(rows, cols) of damage against none."""
-        return self.kinds[..., 1:].logsumexp(-1) - self.kinds[..., 0]
+        return log_odds(self.kinds)
 
 
-class Proposals(NamedTuple):
-    """The most suspicious places of a view. `boxes`: (PROPOSALS, 4) x1, y1, x2, y2, 0..1 of the view; `strengths`:
-    (PROPOSALS,) mean log odds; `kinds`, `levels`: (PROPOSALS, .) mean probabilities inside, `severities`:
-    (PROPOSALS, 1); levels and severities weighted by how damaged each token is: a clean one knows neither."""
-
-    boxes: Tensor
-    strengths: Tensor
-    kinds: Tensor
-    levels: Tensor
-    severities: Tensor
-
-    @property
-    def level(self) -> Tensor:
-        """(PROPOSALS,) expected level, 0 (slight) to 1 (severe)."""
-        steps = torch.arange(LEVELS, device=self.levels.device, dtype=torch.float32) / (LEVELS - 1)
-        return self.levels @ steps
-
-
-class SourceDropout(nn.Module):
-    """While it is taught, leaves out of each token (..., CELL_CHANNELS + 1) all channels of some of their SOURCES, so
-    that no one of them is relied upon. What is known of the view stays."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        kept = (torch.rand(*x.shape[:-1], len(SOURCES), device=x.device) > SOURCE_DROPOUT).to(x.dtype)
-        kept = kept / (1 - SOURCE_DROPOUT)
-        mask = kept.repeat_interleave(torch.tensor(SOURCES, device=x.device), -1, output_size=CELL_CHANNELS)
-        return torch.cat((x[..., :CELL_CHANNELS] * mask, x[..., CELL_CHANNELS:]), -1)
+def log_odds(kinds: Tensor) -> Tensor:
+    """Of damage against none: logits of kinds (..., 1 + kinds) -> (...,)."""
+    return kinds[..., 1:].logsumexp(-1) - kinds[..., 0]
 
 
 class TokenInputs(NamedTuple):
@@ -140,7 +116,7 @@ class Damage(nn.Module):
 
     def network(self) -> nn.Sequential:
         return nn.Sequential(
-            SourceDropout(),
+            SourceDropout(SOURCES, SOURCE_DROPOUT),
             nn.Dropout(INPUT_DROPOUT),
             nn.Linear(CELL_CHANNELS + 1, DAMAGE_WIDTH),
             nn.GELU(),
@@ -253,27 +229,44 @@ class Perception(nn.Module):
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.damage, self.context = Damage(kinds), Context(kinds, OPINIONS)
+        self.regions = Regions(kinds, OPINIONS)
         self.quality, self.toll = Quality(), Toll(kinds)
         self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS)
 
     def around(self, cells: Tensor) -> Tensor:
         """What Context reads of each token."""
-        return self._read(cells)[1]
+        inputs = self.damage.inputs(cells)
+        return self._around(self.damage.read(inputs), inputs)
 
-    def _read(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of Damage's networks, and what Context reads."""
+    def maps(self, cells: Tensor) -> Maps:
+        """What Regions reads of one view, (rows, cols, CELL_CHANNELS)."""
+        inputs, opinions, kinds, _, severity = self._tokens(cells[None])
+        return self._maps(inputs, opinions, kinds, severity)[0]
+
+    def _around(self, opinions: list[Tensor], inputs: TokenInputs) -> Tensor:
+        return self.context.inputs(opinions, inputs.relative[..., VIEW_CHANNELS:], inputs.size)
+
+    def _tokens(self, cells: Tensor) -> tuple[TokenInputs, list[Tensor], Tensor, Tensor, Tensor]:
+        """What Damage's networks read, what they say, and the logits of all together, corrected by Context."""
         inputs = self.damage.inputs(cells)
         opinions = self.damage.read(inputs)
-        return mean_of(opinions), self.context.inputs(opinions, inputs.relative[..., VIEW_CHANNELS:], inputs.size)
+        kinds, levels, severity = self.damage.apart(mean_of(opinions))
+        more = self.context(self._around(opinions, inputs))
+        return inputs, opinions, kinds + more[..., :-1], levels, severity + more[..., -1:]
+
+    def _maps(self, inputs: TokenInputs, opinions: list[Tensor], kinds: Tensor, severity: Tensor) -> list[Maps]:
+        each = torch.stack([log_odds(self.damage.apart(one)[0]) for one in opinions], -1)
+        parts = (log_odds(kinds), each, kinds, severity, inputs.relative, inputs.size[:, 0, 0])
+        return [Maps(*(part[view] for part in parts)) for view in range(kinds.shape[0])]
 
     def forward(self, cells: Tensor) -> Evidence:
-        outputs, around = self._read(cells)
-        kinds, levels, severity = self.damage.apart(outputs)
-        more = self.context(around)
-        kinds, levels, severity = told(kinds + more[..., :-1], levels, severity + more[..., -1:])
+        inputs, opinions, kinds, levels, severity = self._tokens(cells)
+        maps = self._maps(inputs, opinions, kinds, severity)
+        kinds, levels, severity = told(kinds, levels, severity)
+        places = torch.stack([self.regions(view) for view in maps])
         score = self.quality(cells)
-        toll = self.toll(self.toll.inputs(kinds, severity, score))
-        return Evidence(kinds, levels, severity, score, toll, self.attributes(cells))
+        toll = self.toll(self.toll.inputs(kinds, severity, score, places))
+        return Evidence(kinds, levels, severity, score, toll, self.attributes(cells), places)
 
 
 def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
@@ -332,7 +325,7 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     damaged = 1 - kinds[..., :1]
     odds = (evidence.log_odds() / CERTAIN).clamp(-1, 1)[..., None]
     own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
-    found = proposals(evidence)
+    found = evidence.proposals
     strength = torch.sigmoid(found.strengths / STRENGTH_UNIT)
     scores = torch.cat((evidence.score, evidence.toll, evidence.attributes))
     scores = ((scores - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
@@ -348,43 +341,6 @@ def bumps(values: Tensor, bins: int) -> Tensor:
     """(n,) in 0..1 -> (n, bins): a Gaussian bump around each value, so that a linear layer can read it to a bin."""
     centres = torch.arange(bins, device=values.device, dtype=torch.float32) / (bins - 1)
     return torch.exp(-(((values[:, None] - centres) * (bins - 1)) ** 2) / 2)
-
-
-def proposals(evidence: Evidence) -> Proposals:
-    """The rectangle of tokens whose summed log odds are greatest, then the greatest of what it leaves, and so on.
-
-    All rectangles are compared (Kulldorff's spatial scan statistic with independent tokens), so that a damage which no
-    single token shows for certain can still be found.
-    """
-    evident = evidence.log_odds()
-    rows, cols = evident.shape
-    device = evident.device
-    y, x = (torch.arange(side + 1, device=device) for side in (rows, cols))
-    high, wide = y[-1] + 1, x[-1] + 1  # tensors, because the exporter takes no symbolic numbers where they are used
-    odds = evident - SCAN_BIAS
-    valid = (y[:, None] < y)[:, :, None, None] & (x[:, None] < x)
-    boxes, strengths, kinds, levels, severities = [], [], [], [], []
-    kind, level = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
-    damaged = 1 - kind[..., 0]
-    for _ in range(PROPOSALS):
-        total = F.pad(odds.cumsum(0).cumsum(1), (1, 0, 1, 0))
-        strips = total[None] - total[:, None]  # y1, y2, x
-        sums = strips[:, :, None] - strips[:, :, :, None]  # y1, y2, x1, x2
-        best = torch.where(valid, sums, LEAST * rows * cols - 1).flatten().argmax()
-        x2, rest = torch.remainder(best, wide), torch.div(best, wide, rounding_mode="floor")
-        x1, rest = torch.remainder(rest, wide), torch.div(rest, wide, rounding_mode="floor")
-        y2, y1 = torch.remainder(rest, high), torch.div(rest, high, rounding_mode="floor")
-        inside = ((y[:-1] >= y1) & (y[:-1] < y2))[:, None] & ((x[:-1] >= x1) & (x[:-1] < x2))
-        share = inside[..., None] / inside.sum()
-        weight = (inside * damaged)[..., None] / (inside * damaged).sum().clamp(min=LEAST_DAMAGE)
-        boxes.append(torch.stack((x1 / cols, y1 / rows, x2 / cols, y2 / rows)))
-        # Their mean tells best whether it is a damage at all: a sum also grows with what is only large.
-        strengths.append((evident * share[..., 0]).sum())
-        kinds.append((kind * share).sum((0, 1)))
-        levels.append((level * weight).sum((0, 1)))
-        severities.append((evidence.severity * weight).sum((0, 1)))
-        odds = torch.where(inside, LEAST, odds)
-    return Proposals(*(torch.stack(part) for part in (boxes, strengths, kinds, levels, severities)))
 
 
 class NanoVisual(nn.Module):
