@@ -75,12 +75,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory, cached: Path) -> Path:
     folder: Path = tmp_path_factory.mktemp("domain")
     # The ImageNet weights are not needed to see that a domain is learned.
     torch.save({"encoder": cells.CellEncoder().state_dict()}, folder / "encoder.pt")
-    eyes = (
-        f'[eyes]\ncells = "{cached}"\nout = "eyes"\ndamage_steps = 80\nquality_epochs = 1\nrate = 3e-3\nthreads = 1\n'
-    )
+    steps = "damage_steps = 80\nquality_epochs = 1\nregions_steps = 150\nrate = 3e-3\nthreads = 1\n"
+    eyes = f'[eyes]\ncells = "{cached}"\nout = "eyes"\n{steps}'
     looked = f'[looked]\ncells = "{cached}"\neyes = "eyes"\nout = "looked"\nthreads = 1\n'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script("perceive"), "TOKEN_BATCH", 256)
+        patch.setattr(script("candidates"), "BATCH", 256)
         run(folder, "perceive", eyes + looked + DOMAIN)
     keys = 'looked = "looked"\neyes = "eyes/eyes.pt"\nencoder = "encoder.pt"\nout = "sft"\nthreads = 1\n'
     batch = "steps = 3\ndrill_steps = 1\nevery = 3\nbatch = {rated = 2, patched = 2, whole = 2, local = 2, aimed = 2}\n"
