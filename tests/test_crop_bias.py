@@ -45,7 +45,9 @@ def looked(folder: Path, differs: bool) -> Path:
         ):
             seen = rng.normal(0, 0.3, (3, 3, look.seen_channels())).astype(np.float16)
             seen[..., 0] -= np.float16(odds if differs else 0)
-            told = {"score": 3.0, "toll": 4.0, "attributes": [4.0] * 5, "suspicions": [SUSPICION] * 3}
+            place = [0.1, 0.1, 0.9, 0.9, odds if differs else 0.0, *[0.05] * 14, *[0.2] * 5, 0.5]  # as of regions.py
+            told = {"score": 3.0, "toll": 4.0, "attributes": [4.0] * 5, "places": [place] * 3}
+            told["suspicions"] = [SUSPICION] * 3
             views.append(({"role": role, "box": box, **told}, seen))
         known = {"split": "dev", "name": f"{index % 8}.jpg", "width": 800, "height": 600, "score": 3.0}
         writer.add({**known, "defects": [DEFECT]}, iter(views))

@@ -251,6 +251,7 @@ VIEWS = [
     ("window", [160, 0, 1120, 640], (2, 3), 7.0),
 ]
 ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]
+PLACES = [[0.1, 0.1, 0.4, 0.5, 1.0, *[0.05] * 14, *[0.2] * 5, 0.5]] * 3  # as of regions.py
 SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus", 2] for x1, y1, x2, y2 in SUSPECTED]
 CLEAN_VIEWS = ("global", "aim1", "random")
 
@@ -266,8 +267,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         for role, box, (rows, cols), value in VIEWS:
             if role in roles:
                 toll = 2.5 if role == "near" else 4.0
-                told = {"score": 3.0, "toll": toll, "attributes": ATTRIBUTES, "suspicions": SUSPICIONS}
-                about = {"role": role, "box": box, **told}
+                told = {"score": 3.0, "toll": toll, "attributes": ATTRIBUTES, "places": PLACES}
+                about = {"role": role, "box": box, "suspicions": SUSPICIONS, **told}
                 yield about, np.full((rows, cols, look.seen_channels()), value, np.float16)
 
     plain = {"split": "train", "name": "x.jpg", "width": WIDTH, "height": HEIGHT, "score": 2.34}
@@ -445,6 +446,7 @@ def test_a_rated_photo_is_often_seen_in_its_mosaic(tmp_path: Path) -> None:
                 "score": 3.0,
                 "toll": 4.0,
                 "attributes": ATTRIBUTES,
+                "places": PLACES,
                 "suspicions": SUSPICIONS,
             },
             np.full((2, 2, look.seen_channels()), value, np.float16),
