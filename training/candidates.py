@@ -8,7 +8,7 @@ import torch
 from defects import PHOTOS
 from numpy.typing import NDArray
 from regions import MOST_SHIFT, READ_CLIP, Judged, Regions, candidates_of, overlap_of, pooled
-from runs import RunError, finite, schedule
+from runs import RunError, descend
 from samples import UNKNOWN, TokenTruth, token_truth, tokens_of
 from stores import Item
 from torch import Tensor
@@ -26,7 +26,6 @@ SHIFT_WEIGHT: Final = 2.0
 SHIFT_UNIT: Final = 0.1
 WORD_WEIGHT: Final = 0.3  # of kinds, levels and severities each
 DECAY: Final = 0.1
-WARM_STEPS: Final = 50
 LEAST_SPREAD: Final = 1e-3
 SCALE_ROWS: Final = 30_000  # rectangles whose features tell their scale
 
@@ -61,10 +60,10 @@ def rectangles_of(eyes: Perception, items: list[Item], names: tuple[str, ...] = 
             cells = torch.from_numpy(item.read(index).astype(np.float32))
             rows, cols = tokens_of(cells)
             truth = token_truth(rows, cols, Box(*view["box"]), item.sample, names)
-            filled = truth.kinds > 0
-            if not filled.any() and (truth.kinds != 0).any():
+            if truth.edge_alone:
                 continue
             # Of each damage that is seen, one of its tokens.
+            filled = truth.kinds > 0
             boxes, first = np.unique(truth.boxes[filled], axis=0, return_index=True)
             tokens = np.flatnonzero(filled)[first]
             boxes = boxes * np.array((cols, rows, cols, rows), np.float32)
@@ -109,22 +108,15 @@ def learn_regions(regions: Regions, views: list[Rectangles], steps: int, rate: f
     regions.std.copy_(everything.std(0) + LEAST_SPREAD)
     some = train.features[:: max(1, len(train.features) // SCALE_ROWS)].float()
     regions.feature_std.copy_(some.square().mean(0).sqrt() + LEAST_SPREAD)
-    optimizer = torch.optim.AdamW(regions.parameters(), lr=rate, weight_decay=DECAY)
-    regions.train()
-    for step in range(steps):
-        schedule(optimizer, rate, step, steps, WARM_STEPS)
+
+    def loss_of() -> Tensor:
         count = round(GOOD_SHARE * BATCH)
         picked = torch.from_numpy(np.concatenate((rng.choice(good, count), rng.choice(others, BATCH - count))))
         with torch.autocast("cpu", torch.bfloat16):
             judged = regions.judged(train.readings[picked].float(), train.features[picked].float())
-        loss = lesson(Judged(*(part.float() for part in judged)), train, picked)
-        finite(loss, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % 200 == 0:
-            print(f"regions {step + 1}/{steps} loss {float(loss.detach()):.3f}", flush=True)
-    regions.eval()
+        return lesson(Judged(*(part.float() for part in judged)), train, picked)
+
+    descend(regions, "regions", steps, rate, DECAY, loss_of)
 
 
 def lesson(judged: Judged, train: Rectangles, picked: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from context import Context
 from defects import PHOTOS
 from numpy.typing import NDArray
-from runs import RunError, finite, schedule
+from runs import RunError, descend
 from samples import token_truth, tokens_of
 from stores import Item
 from torch import Tensor
@@ -23,7 +23,7 @@ BROKEN_SHARE: Final = 0.75  # of draws: a window with a damage in it, and the sa
 CLEAN_WEIGHT: Final = 0.5  # of a clean token; there are many
 SEVERITY_WEIGHT: Final = 0.5
 DECAY: Final = 0.1
-WARM_STEPS: Final = 50
+LONGEST: Final = 1.0  # gradient
 # Kinds and severities of what lies outside a view, or is not known.
 UNKNOWN: Final = -100
 
@@ -120,10 +120,8 @@ class Fields:
 
 def learn_context(context: Context, fields: Fields, steps: int, rate: float, rng: np.random.Generator) -> None:
     """What a context adds to the mean of Damage's networks shall be right."""
-    optimizer = torch.optim.AdamW(context.parameters(), lr=rate, weight_decay=DECAY)
-    context.train()
-    for step in range(steps):
-        schedule(optimizer, rate, step, steps, WARM_STEPS)
+
+    def loss_of() -> Tensor:
         windows = fields.drawn(BATCH, rng)
         more = context(windows.inputs, windows.inside)
         kinds, severity = context.read(windows.inputs)
@@ -131,15 +129,10 @@ def learn_context(context: Context, fields: Fields, steps: int, rate: float, rng
         weights = torch.where(broken, 1.0, CLEAN_WEIGHT) * (windows.kinds >= 0)
         logits = (kinds + more[..., :-1]).flatten(0, 2)
         losses = F.cross_entropy(logits, windows.kinds.flatten(), ignore_index=UNKNOWN, reduction="none")
-        loss = (losses * weights.flatten()).sum() / weights.sum()
+        loss: Tensor = (losses * weights.flatten()).sum() / weights.sum()
         if bool(broken.any()):
             cost = (severity + more[..., -1:])[..., 0][broken]
             loss = loss + SEVERITY_WEIGHT * F.binary_cross_entropy_with_logits(cost, windows.severities[broken])
-        finite(loss, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(context.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 100 == 0:
-            print(f"context {step + 1}/{steps} loss {float(loss.detach()):.3f}", flush=True)
-    context.eval()
+        return loss
+
+    descend(context, "context", steps, rate, DECAY, loss_of, LONGEST)

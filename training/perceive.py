@@ -31,7 +31,7 @@ from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE
 from numpy.typing import NDArray
 from readings import learn_toll, readings_of
 from regions import overlap_of
-from runs import RunError, echo, finite, save, schedule, seeded
+from runs import WARM_STEPS, RunError, descend, echo, finite, save, schedule, seeded
 from samples import FOLDS, eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
@@ -54,7 +54,7 @@ SEVERITY_WEIGHT: Final = 2.0
 # twins.
 SCORED: Final = {"rated": 1.0, "whole": 0.2, "local": 0.2}
 QUALITY_BATCH: Final = 256
-WARM_STEPS: Final = 50
+DAMAGE_DECAY: Final = 0.1
 QUALITY_DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
@@ -127,10 +127,8 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
     damage.std.copy_(everything.std(0) + 1e-3)
     if not survey:
         damage.std[VIEW_CHANNELS:] = UNSEEN
-    optimizer = torch.optim.AdamW(damage.parameters(), lr=rate, weight_decay=0.1)
-    damage.train()
-    for step in range(steps):
-        schedule(optimizer, rate, step, steps, WARM_STEPS)
+
+    def loss_of() -> Tensor:
         picked = torch.randint(0, len(train.tokens), (TOKEN_BATCH,))
         kinds, levels, severities = train.kinds[picked], train.levels[picked], train.severities[picked]
         broken, inputs = kinds > 0, train.inputs(picked, damage)
@@ -143,13 +141,9 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
             loss = loss + F.cross_entropy(kind, kinds) + LEVEL_WEIGHT * F.cross_entropy(level, levels)
             cost = F.binary_cross_entropy_with_logits(severity[broken, 0], severities[broken])
             loss = loss + SEVERITY_WEIGHT * cost
-        finite(loss, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            print(f"damage {step + 1}/{steps} loss {float(loss.detach()):.3f}", flush=True)
-    damage.eval()
+        return loss
+
+    descend(damage, "damage", steps, rate, DAMAGE_DECAY, loss_of)
 
 
 class Summaries:
@@ -273,9 +267,9 @@ def evaluate(eyes: Perception, items: list[Item], names: tuple[str, ...] = PHOTO
         for index, view in enumerate(item.sample["views"]):
             cells = item.read(index).astype(np.float32)
             truth = token_truth(*tokens_of(cells), Box(*view["box"]), item.sample, names)
-            damaged = bool((truth.kinds > 0).any())
-            if not damaged and (truth.kinds != 0).any():
+            if truth.edge_alone:
                 continue
+            damaged = bool((truth.kinds > 0).any())
             evidence = perceived(eyes, [torch.from_numpy(cells)])[0]
             found, place = evidence.proposals, "crop" if index else "global"
             known = truth.kinds >= 0

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from nano_spec import SCORE_CENTRE
 from numpy.typing import NDArray
-from runs import RunError, finite, schedule
+from runs import RunError, descend
 from samples import toll_of
 from stores import Item
 from toll import Toll
@@ -19,7 +19,6 @@ from qcheck.tiles import Box
 BATCH: Final = 64  # readings of each group
 VIEWS: Final = 12  # that are read at once
 DECAY: Final = 0.02
-WARM_STEPS: Final = 50
 LEAST_SPREAD: Final = 1e-3
 
 
@@ -70,23 +69,17 @@ def learn_toll(toll: Toll, readings: list[Readings], steps: int, rate: float, rn
     everything = torch.cat([group.inputs for group in groups])
     toll.mean.copy_(everything.mean(0))
     toll.std.copy_(everything.std(0) + LEAST_SPREAD)
-    optimizer = torch.optim.AdamW(toll.parameters(), lr=rate, weight_decay=DECAY)
-    toll.train()
-    for step in range(steps):
-        schedule(optimizer, rate, step, steps, WARM_STEPS)
+
+    def loss_of() -> Tensor:
         loss = torch.zeros(())
         for network in toll.networks:
             drawn = [(group, picked(len(group.tolls), rng)) for group in groups]
             inputs = toll.normalised(torch.cat([group.inputs[at] for group, at in drawn]))
             tolls = torch.cat([group.tolls[at] for group, at in drawn])
             loss = loss + ((SCORE_CENTRE + network(inputs)[:, 0] - tolls) ** 2).mean()
-        finite(loss, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % 200 == 0:
-            print(f"toll {step + 1}/{steps} loss {float(loss.detach()) / len(toll.networks):.3f}", flush=True)
-    toll.eval()
+        return loss
+
+    descend(toll, "toll", steps, rate, DECAY, loss_of)
 
 
 def picked(count: int, rng: np.random.Generator) -> NDArray[np.int64]:

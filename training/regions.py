@@ -286,7 +286,7 @@ def distinct(boxes: Tensor, strengths: Tensor, count: int) -> Tensor:
         best = left.argmax()
         picked.append(best)
         left = torch.where(overlaps[best] > SAME_IOU, left - FAR_LESS, left)
-        left = torch.where(order == best, left - FAR_LESS * (count + 1), left)
+        left = torch.where(order == best, -torch.inf, left)
     return torch.stack(picked)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ STATE_EVERY_S: Final = 45.0  # a killed run loses less than a minute
 SMOOTHING: Final = 0.97
 SAY_EVERY_S: Final = 15.0
 STATE: Final = "last.pt"
+WARM_STEPS: Final = 50  # of the short lessons
+TELL_STEPS: Final = 100
 
 
 class RunError(Exception):
@@ -185,6 +187,33 @@ def finite(loss: torch.Tensor, step: int) -> None:
     """Raises RunError where a loss is not."""
     if not math.isfinite(float(loss.detach())):
         raise RunError(f"step {step}: the loss is not finite; lower the rate, or look at the data")
+
+
+def descend(
+    part: torch.nn.Module,
+    name: str,
+    steps: int,
+    rate: float,
+    decay: float,
+    loss_of: Callable[[], torch.Tensor],
+    longest: float | None = None,
+) -> None:
+    """Teaches a part of the model in minutes, by AdamW, and leaves it in eval mode. `loss_of`: draws a batch and gives
+    its loss, once a step; `longest`: to what length gradients are cut, if at all. Raises RunError as `finite` does."""
+    optimizer = torch.optim.AdamW(part.parameters(), lr=rate, weight_decay=decay)
+    part.train()
+    for step in range(steps):
+        schedule(optimizer, rate, step, steps, WARM_STEPS)
+        loss = loss_of()
+        finite(loss, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if longest is not None:
+            torch.nn.utils.clip_grad_norm_(part.parameters(), longest)
+        optimizer.step()
+        if (step + 1) % TELL_STEPS == 0:
+            print(f"{name} {step + 1}/{steps} loss {float(loss.detach()):.3f}", flush=True)
+    part.eval()
 
 
 def schedule(optimizer: "torch.optim.Optimizer", rate: float, step: int, steps: int, warm: int) -> None:

@@ -37,6 +37,11 @@ class TokenTruth(NamedTuple):
     severities: NDArray[np.float32]
     boxes: NDArray[np.float32]
 
+    @property
+    def edge_alone(self) -> bool:
+        """Whether the view shows the edge of a damage and fills no token with any: neither clean nor broken."""
+        return bool((self.kinds != 0).any() and not (self.kinds > 0).any())
+
 
 def severity(found: Defect, photo_px: int) -> float:
     """What a defect costs a photo of `photo_px` pixels, less its size (vista_score.py), 0..1."""
