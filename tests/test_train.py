@@ -179,7 +179,7 @@ def eyes(tmp_path: Path, rated: Path) -> Path:
                 for parameter in part.parameters():
                     parameter.zero_()
             centre = script("nano_spec").SCORE_CENTRE
-            perception.quality.ridge.bias.fill_((score - centre) / visual.RIDGE_SHARE)
+            perception.quality.ridge.bias.fill_((score - centre) / perception.quality.ridge_share)
         torch.save(
             {"eyes": perception.state_dict(), "domain": asdict(script("defects").PHOTOS)},
             folder / f"eyes-without-{fold}.pt",

@@ -23,6 +23,7 @@ candidates = script("candidates")
 regions = script("regions")
 samples = script("samples")
 stores = script("stores")
+summaries = script("summaries")
 defects = script("defects")
 CellStore = script("encode").CellStore
 
@@ -387,7 +388,7 @@ def test_only_scenes_that_are_bad_all_over_teach_the_score_and_their_twins(tmp_p
     entries.append(({**known, "score": 4.0, "defects": []}, about))
     stored(tmp_path, "local-0", entries)
     items = {kind: cells_in(tmp_path, "local") if kind == "local" else [] for kind in perceive.SCORED}
-    assert perceive.Summaries.of_scores(items).scores.tolist() == [[1.0], [1.5]]
+    assert summaries.Summaries.of_scores(items).all.scores.tolist() == [[1.0], [1.5]]
     assert [item.sample["score"] for item in perceive.placed_of(items["local"])] == [2.0, 2.5, 4.0]
 
 
@@ -479,13 +480,12 @@ def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.Monke
     stored(tmp_path, "rated-0", entries)
     items = cells_in(tmp_path, "rated")
     train = {kind: items[:100] if kind == "rated" else [] for kind in perceive.SCORED}
-    summaries, scores, weights = perceive.Summaries.of_scores(train).without("1")
-    assert summaries.shape == (100, 2 * cells.CELL_CHANNELS)
-    monkeypatch.setattr(perceive, "QUALITY_BATCH", 25)
-    monkeypatch.setattr(perceive, "RIDGE_PENALTY", 100.0)
+    lessons = summaries.Summaries.of_scores(train).without("1")
+    assert lessons.summaries.shape == (100, 2 * cells.CELL_CHANNELS)
+    monkeypatch.setattr(summaries, "BATCH", 25)
     quality = visual.Quality()
-    perceive.learn_quality(quality, summaries, scores, weights, 1e-3, 15)
-    monkeypatch.setattr(visual, "RIDGE_SHARE", {"ridge": 1.0, "networks": 0.0, "both": 0.5}[part])
+    summaries.learn_quality(quality, lessons, 1e-3, 15)
+    quality.ridge_share = {"ridge": 1.0, "networks": 0.0, "both": 0.5}[part]
     assert perceive.ranked(quality, items[100:])["dev_srcc"] > 0.9
 
 
@@ -501,13 +501,13 @@ def test_eyes_learn_attributes(tmp_path: Path) -> None:
         entries.append((sample, [({"role": "global", "box": [0, 0, 512, 512]}, view)]))
     stored(tmp_path, "whole-0", entries)
     items = cells_in(tmp_path, "whole")
-    known = perceive.Summaries.of_attributes({"whole": items[:120]}, names)
+    known = summaries.Summaries.of_attributes({"whole": items[:120]}, names)
     attributes = visual.Quality(len(names), (64, 32))
-    perceive.learn_quality(attributes, *known.without(None), 1e-3, 60)
+    summaries.learn_quality(attributes, known.without(None), 1e-3, 60)
     told = perceive.told_apart(attributes, items[120:], names)
     assert set(told) == {f"dev_{name}_srcc" for name in names}
     assert min(told.values()) > 0.8
-    assert perceive.Summaries.of_attributes({"whole": []}, names) is None
+    assert summaries.Summaries.of_attributes({"whole": []}, names) is None
     assert perceive.told_apart(attributes, [], names) == {}
 
 
@@ -516,7 +516,7 @@ def test_a_fold_is_left_out_of_the_scores(tmp_path: Path) -> None:
         entry = [({"role": "global", "box": [0, 0, 128, 128]}, random_view(2, 2, 1))]
         stored(tmp_path, f"rated-{fold}", [({"split": "train", "score": 1.0 + int(fold)}, entry)] * count)
     items = cells_in(tmp_path, "rated")
-    known = perceive.Summaries.of_scores({kind: items if kind == "rated" else [] for kind in perceive.SCORED})
+    known = summaries.Summaries.of_scores({kind: items if kind == "rated" else [] for kind in perceive.SCORED})
     assert known.without("0")[1].tolist() == [[2.0], [2.0]]
     assert known.without("1")[1].tolist() == [[1.0], [1.0], [1.0]]
     assert len(known.without(None)[1]) == 5
@@ -527,7 +527,48 @@ def test_the_ridge_is_the_textbook_one() -> None:
     x, y, w = rng.normal(size=(50, 4)), rng.normal(size=(50, 2)), rng.uniform(0.5, 2, 50)
     from sklearn.linear_model import Ridge
 
-    known = Ridge(alpha=perceive.RIDGE_PENALTY).fit(x, y, sample_weight=w)
-    weight, bias = perceive.ridge(*(torch.from_numpy(part).float() for part in (x, y, w)))
+    x, y = x - np.average(x, 0, w), y - np.average(y, 0, w)
+    known = Ridge(alpha=summaries.RIDGE_PENALTY * w.sum()).fit(x, y, sample_weight=w)
+    weight = summaries.ridge(*(torch.from_numpy(part).float() for part in (x, y, w)))
     assert_allclose(weight.T, known.coef_, atol=1e-6)
-    assert_allclose(bias, known.intercept_, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def of_domains() -> tuple[Any, Any]:
+    """What the ridge and what the networks make of two domains: in each the score falls with channel 0; the worse one
+    has less of it, and more of channel 1, which says nothing else. Of photos with more of channel 0, with more of
+    channel 1, and of neither."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    worse = np.repeat((0, 1), 200)
+    x = np.zeros((len(worse), 2 * cells.CELL_CHANNELS), np.float32)
+    x[:, :2] = rng.normal(0, 1, (len(worse), 2))
+    x[:, 1] += 4.0 * worse
+    scores = 4.0 - 2.0 * worse - x[:, 0]
+    x[:, 0] -= 2.0 * worse
+    lessons = summaries.Lessons(
+        *(torch.from_numpy(part).float() for part in (x, scores[:, None], np.ones(len(worse)))), torch.from_numpy(worse)
+    )
+    quality = visual.Quality(1, (64, 32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summaries, "BATCH", 100)
+        summaries.learn_quality(quality, lessons, 1e-2, 100)
+    shown = lessons.summaries.mean(0).repeat(3, 1)
+    shown[0, 0] += 2.0
+    shown[1, 1] += 2.0
+    with torch.inference_mode():
+        x = quality.normalised(shown)[:, None]
+        votes = torch.stack([network(x) for network in quality.networks]).mean(0)
+        return quality.ridge_share * quality.ridge(x)[:, 0, 0], (1 - quality.ridge_share) * votes[:, 0, 0]
+
+
+def test_what_tells_domains_apart_is_not_learned_as_quality(of_domains: tuple[Any, Any]) -> None:
+    """Of the whole domain more of channel 0 means better, within each it means worse; channel 1 means nothing."""
+    (more, other, same), _ = of_domains
+    assert more < same - 0.1
+    assert abs(float(other - same)) < 0.02
+
+
+def test_networks_learn_some_of_what_domains_differ_by(of_domains: tuple[Any, Any]) -> None:
+    _, (_, other, same) = of_domains
+    assert other < same - 0.2

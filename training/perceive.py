@@ -27,18 +27,19 @@ from defects import PHOTOS, Domain
 from degradations import BANK
 from fields import Fields, fields_of, learn_context
 from look import perception_of
-from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE
+from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from readings import learn_toll, readings_of
 from regions import overlap_of
-from runs import WARM_STEPS, RunError, descend, echo, finite, save, schedule, seeded
+from runs import RunError, descend, echo, save, seeded
 from samples import FOLDS, eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
+from summaries import SCORED, UNSEEN, Summaries, domain_of, learn_quality
 from torch import Tensor
 from torch.nn import functional as F
-from visual import Damage, Perception, Quality, TokenInputs, perceived, summary, surroundings
+from visual import Damage, Perception, Quality, TokenInputs, perceived, surroundings
 
 from qcheck.tiles import Box
 
@@ -49,18 +50,10 @@ COMPARED: Final = ("local", "aimed", "patched")  # those with a damage among wha
 TOKEN_BATCH: Final = 4096
 LEVEL_WEIGHT: Final = 1.5
 SEVERITY_WEIGHT: Final = 2.0
-# Kinds of sample whose views teach the score, and what each weighs. Every proxy score that is learned beside them makes
-# rated photos rank worse; local damage is Damage's to judge. Of `local` ones only those that are bad all over and their
-# twins.
-SCORED: Final = {"rated": 1.0, "whole": 0.2, "local": 0.2}
-QUALITY_BATCH: Final = 256
 DAMAGE_DECAY: Final = 0.1
-QUALITY_DECAY: Final = 0.05
-RIDGE_PENALTY: Final = 2000.0
 FOUND_IOU: Final = 0.2
 CONTEXT_RATE: Final = 2.0  # times the rate of the others
 TOLL_RATE: Final = 2.0
-UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
 
 Read = TypeVar("Read")
 
@@ -146,94 +139,9 @@ def learn_damage(damage: Damage, train: Tokens, steps: int, rate: float, survey:
     descend(damage, "damage", steps, rate, DAMAGE_DECAY, loss_of)
 
 
-class Summaries:
-    """Whole views and their scores. `summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`: (n, outputs);
-    `weights`: (n,); `folds`: of each."""
-
-    def __init__(self, seen: list[tuple[Item, int, Sequence[float], float]]) -> None:
-        """`seen`: a sample, how many of its views, their scores and weight."""
-        summaries, scores, weights, self.folds = [], [], [], list[str]()
-        for item, views, told, weight in seen:
-            for index in range(views):
-                summaries.append(summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0])
-                scores.append(list(told))
-                weights.append(weight)
-                self.folds.append(item.sample["fold"])
-        self.summaries, self.scores, self.weights = torch.stack(summaries), torch.tensor(scores), torch.tensor(weights)
-
-    @staticmethod
-    def of_scores(items: dict[str, list[Item]]) -> "Summaries":
-        """What has a score as a whole."""
-        seen: list[tuple[Item, int, Sequence[float], float]] = []
-        for kind, weight in SCORED.items():
-            for item, of_spoilt in zip(items[kind], spoilt([i.sample for i in items[kind]]), strict=True):
-                views = int(of_spoilt) if kind == "local" else len(item.sample["views"])
-                seen.append((item, views, [item.sample["score"]], weight))
-        return Summaries(seen)
-
-    @staticmethod
-    def of_attributes(items: dict[str, list[Item]], names: Sequence[str]) -> "Summaries | None":
-        """What is broken all over, attribute by attribute; None where there is none."""
-        known = [item for item in items["whole"] if set(names) <= set(item.sample["attributes"])]
-        seen = [(item, 1, [item.sample["attributes"][name] for name in names], 1.0) for item in known]
-        return Summaries(seen) if seen and names else None
-
-    def without(self, fold: str | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Summaries, scores and weights of all other folds."""
-        kept = torch.tensor([one != fold for one in self.folds])
-        return self.summaries[kept], self.scores[kept], self.weights[kept]
-
-
 def placed_of(items: list[Item]) -> list[Item]:
     """The samples that are not bad all over."""
     return [item for item, all_over in zip(items, spoilt([i.sample for i in items]), strict=True) if not all_over]
-
-
-def learn_quality(
-    quality: Quality, summaries: Tensor, scores: Tensor, weights: Tensor, rate: float, epochs: int, survey: bool = True
-) -> None:
-    """Regression on scores (n, outputs): the ridge at once, the networks by steps, each for itself. Without `survey`
-    they are blind to it."""
-    quality.mean.copy_(summaries.mean(0))
-    quality.std.copy_(summaries.std(0) + 1e-3)
-    if not survey:
-        quality.std.view(2, CELL_CHANNELS)[:, VIEW_CHANNELS:] = UNSEEN  # of means, of spreads
-    inputs, targets = quality.normalised(summaries), scores - SCORE_CENTRE
-    with torch.no_grad():
-        weight, bias = ridge(inputs, targets, weights)
-        quality.ridge.weight.copy_(weight.T)
-        quality.ridge.bias.copy_(bias)
-    networks = quality.networks
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, weight_decay=QUALITY_DECAY)
-    networks.train()
-    batch = min(QUALITY_BATCH, len(scores))
-    steps, done = epochs * (len(scores) // batch), 0
-    for epoch in range(epochs):
-        order = torch.randperm(len(scores))
-        for some in order[: len(order) // batch * batch].view(-1, batch):
-            schedule(optimizer, rate, done, steps, WARM_STEPS)
-            loss = torch.zeros(())
-            for network in networks:
-                loss = loss + (weights[some, None] * (network(inputs[some]) - targets[some]) ** 2).mean()
-            finite(loss, done)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            done += 1
-        if (epoch + 1) % 5 == 0:
-            print(f"quality {epoch + 1}/{epochs} loss {float(loss.detach()) / len(networks):.3f}", flush=True)
-    quality.eval()
-
-
-def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The linear map (features, outputs) and the intercepts (outputs,) that leave the least weighted squares and
-    RIDGE_PENALTY times the map's own. `inputs`: (n, features); `targets`: (n, outputs); `weights`: (n,)."""
-    share = weights / weights.sum()
-    centre, middle = share @ inputs, share @ targets
-    x = (inputs - centre) * weights.sqrt()[:, None]
-    normal = x.T @ x + RIDGE_PENALTY * torch.eye(inputs.shape[1])
-    weight = torch.linalg.solve(normal, x.T @ ((targets - middle) * weights.sqrt()[:, None]))
-    return weight, middle - centre @ weight
 
 
 @torch.inference_mode()
@@ -244,9 +152,13 @@ def said_of(quality: Quality, items: list[Item]) -> list[list[float]]:
 
 
 def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
-    guess = [said for (said,) in said_of(quality, items)]
-    truth = [item.sample["score"] for item in items]
-    return {"dev_srcc": float(spearmanr(guess, truth)[0]), "dev_plcc": float(pearsonr(guess, truth)[0])}
+    """`dev_srcc_within`: the mean over domains of what ranks like the scores in each."""
+    guess = np.array([said for (said,) in said_of(quality, items)])
+    truth = np.array([item.sample["score"] for item in items])
+    domains = np.array([domain_of(item, "rated") for item in items])
+    within = [spearmanr(guess[domains == one], truth[domains == one])[0] for one in np.unique(domains)]
+    found = {"dev_srcc": spearmanr(guess, truth)[0], "dev_plcc": pearsonr(guess, truth)[0]}
+    return {name: float(value) for name, value in (found | {"dev_srcc_within": np.mean(within)}).items()}
 
 
 def told_apart(attributes: Quality, items: list[Item], names: Sequence[str]) -> dict[str, float]:
@@ -364,9 +276,9 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         learn_damage(eyes.damage, tokens, config.damage_steps, config.rate, config.survey)
         del tokens
         if summaries:
-            learn_quality(eyes.quality, *summaries.without(fold), config.rate, config.quality_epochs, config.survey)
+            learn_quality(eyes.quality, summaries.without(fold), config.rate, config.quality_epochs, config.survey)
         if broken:
-            learn_quality(eyes.attributes, *broken.without(fold), config.rate, config.attribute_epochs, config.survey)
+            learn_quality(eyes.attributes, broken.without(fold), config.rate, config.attribute_epochs, config.survey)
         kept = {"domain": dataclasses.asdict(domain), "without": list(config.without)}
         save(eyes_file(config.out, fold), {"eyes": eyes.state_dict(), **kept})
     compared = {kind: placed[kind] for kind in COMPARED}

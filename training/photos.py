@@ -16,11 +16,13 @@ PRISTINE_TEST_SHARE: Final = 0.34
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """A photo with a mean opinion score, mapped to 1..5."""
+    """A photo with a mean opinion score, mapped to 1..5. `domain`: whose scores are comparable with it, if that is
+    known."""
 
     path: Path
     score: float
     split: Split
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,16 @@ def clean_split(path: Path, named: str | None = None) -> Split:
 
 
 def rated_photos(folder: Path) -> list[Rated]:
-    """The photos of a folder with `mos.csv` (filename, mos in 0..1) and `images/`, in file order."""
+    """The photos of a folder with `mos.csv` (filename, mos in 0..1 and, where it holds several, subset) and `images/`,
+    in file order."""
     with (folder / "mos.csv").open(newline="") as table:
-        rows = [(folder / "images" / row["filename"], float(row["mos"])) for row in csv.DictReader(table)]
-    return [
-        Rated(path, 1 + 4 * mos, split_of(content_share(path), RATED_TEST_SHARE, RATED_DEV_SHARE)) for path, mos in rows
-    ]
+        rows = list(csv.DictReader(table))
+    photos = []
+    for row in rows:
+        path = folder / "images" / row["filename"]
+        split = split_of(content_share(path), RATED_TEST_SHARE, RATED_DEV_SHARE)
+        photos.append(Rated(path, 1 + 4 * float(row["mos"]), split, row.get("subset") or ""))
+    return photos
 
 
 def pristine_photos(folder: Path, extra: Path | None = None) -> list[Source]:

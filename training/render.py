@@ -64,7 +64,7 @@ ALIKE: Final = 4  # times as many photos as a mosaic takes: those of the nearest
 # Of rated training photos, those that are also seen in a mosaic: whatever is wrong with a large photo has a score too.
 RATED_MOSAIC_SHARE: Final = 0.4
 RATED_MOSAIC_SPREAD: Final = 0.25  # most, of the scores in one, standard deviation
-WHOLE_OF_RATED: Final = 0.6
+WHOLE_OF_RATED: Final = 0.3
 LEVEL_DROP: Final = 0.72  # points that an attribute loses with each level of what spoils all of a photo
 WHOLE_IMPORTANCE: Final = 0.5
 # Of broken scenes, those that are bad all over, and how coarsely at most: broken at a part of their size and enlarged
@@ -149,7 +149,8 @@ def rated_sample(photo: Rated, others: Sequence[Rated], rng: np.random.Generator
             tiles, _ = mosaic(alike, rng, 2)
             yield seen(tiles, overall(tiles), GLOBAL_VIEW, "global")
 
-    return {"split": photo.split, "name": photo.path.name, "score": photo.score}, views()
+    known = {"split": photo.split, "name": photo.path.name, "score": photo.score, "domain": photo.domain}
+    return known, views()
 
 
 def nearest(photos: Sequence[Rated], score: float, count: int) -> list[Rated]:

@@ -37,7 +37,7 @@ def rated_tasks(folder: Path, split: str, domain: Domain) -> list[Task]:
         for row in csv.DictReader(table):
             extra[row["filename"]] = {name: 1 + 4 * float(row[name]) for name in domain.attributes if row.get(name)}
     photos = [p for p in rated_photos(folder) if p.split == split]
-    return [Task(p.path, p.score, AUTHENTIC, extra[p.path.name], None, p.path.name) for p in photos]
+    return [Task(p.path, p.score, p.domain or AUTHENTIC, extra[p.path.name], None, p.path.name) for p in photos]
 
 
 def vista_tasks(root: Path, split: str, small: bool, domain: Domain) -> list[Task]:

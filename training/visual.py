@@ -37,7 +37,8 @@ QUALITY_WIDTHS: Final = (512, 256)
 ATTRIBUTE_WIDTHS: Final = (256, 128)
 QUALITY_INPUT_DROPOUT: Final = 0.3
 QUALITY_DROPOUT: Final = 0.5
-RIDGE_SHARE: Final = 0.3
+RIDGE_SHARE: Final = 0.7  # of a score
+ATTRIBUTE_RIDGE_SHARE: Final = 0.3  # what spoils them was made, and is one domain
 SUMMARY_CLIP: Final = 6.0  # standard deviations
 CLIP: Final = 5.0  # standard deviations, of what a token is against others
 LEAST_DAMAGE: Final = 1e-6  # summed probability
@@ -182,11 +183,14 @@ class Quality(nn.Module):
 
     All it knows of a view is the mean and spread of each channel over its cells. A few strongly dropped-out networks
     and a ridge regression read that, and their answers are averaged: the networks rank photos like those of the
-    training best, the ridge is steadier on others. Until they are taught, they say SCORE_CENTRE.
+    training best, the ridge is far steadier on others (summaries.py). Until they are taught, they say SCORE_CENTRE.
     """
 
-    def __init__(self, outputs: int = 1, widths: tuple[int, int] = QUALITY_WIDTHS) -> None:
+    def __init__(
+        self, outputs: int = 1, widths: tuple[int, int] = QUALITY_WIDTHS, ridge_share: float = RIDGE_SHARE
+    ) -> None:
         super().__init__()
+        self.ridge_share = ridge_share
         self.register_buffer("mean", torch.zeros(2 * CELL_CHANNELS))
         self.register_buffer("std", torch.ones(2 * CELL_CHANNELS))
         self.networks = nn.ModuleList(self.network(outputs, *widths) for _ in range(QUALITY_NETWORKS))
@@ -213,7 +217,7 @@ class Quality(nn.Module):
         # With an axis more than it needs: linear maps of plain matrices are exported as Gemm, which is not quantised.
         x = self.normalised(summary(cells))[:, None]
         votes = torch.stack([network(x) for network in self.networks]).mean(0)
-        score: Tensor = SCORE_CENTRE + (1 - RIDGE_SHARE) * votes + RIDGE_SHARE * self.ridge(x)
+        score: Tensor = SCORE_CENTRE + (1 - self.ridge_share) * votes + self.ridge_share * self.ridge(x)
         return score[:, 0]
 
 
@@ -231,7 +235,7 @@ class Perception(nn.Module):
         self.damage, self.context = Damage(kinds), Context(kinds, OPINIONS)
         self.regions = Regions(kinds, OPINIONS)
         self.quality, self.toll = Quality(), Toll(kinds)
-        self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS)
+        self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS, ATTRIBUTE_RIDGE_SHARE)
 
     def around(self, cells: Tensor) -> Tensor:
         """What Context reads of each token."""

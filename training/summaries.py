@@ -1,0 +1,140 @@
+"""Whole views and their scores: what teaches Quality.
+
+Scores are comparable within one domain only: people who rate good photos and people who rate bad ones draw lines of
+their own, and a proxy's scale is not people's. What tells domains apart (sizes, contents, codecs) would otherwise be
+learned as quality. So the ridge learns what goes with the score within each domain (the within estimator of panel
+regression, Mundlak 1961; MG-IQA pairs within domains for the same reason), and only the networks learn, at a discount,
+how domains differ.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import torch
+from cells import CELL_CHANNELS, VIEW_CHANNELS
+from nano_spec import SCORE_CENTRE
+from runs import WARM_STEPS, finite, schedule
+from samples import spoilt
+from stores import Item
+from torch import Tensor
+from visual import Quality, summary
+
+# Kinds of sample whose views teach the score, and what each weighs. Every proxy score that is learned beside them makes
+# rated photos rank worse; local damage is Damage's to judge. Of `local` ones only those that are bad all over and their
+# twins.
+SCORED: Final = {"rated": 1.0, "whole": 0.2, "local": 0.2}
+BATCH: Final = 256
+DECAY: Final = 0.05
+RIDGE_PENALTY: Final = 4.0  # times the weight of all lessons
+# How much of what domains differ by is believed, set by leaving each subset of BIQ2021 out; see README.md.
+DOMAIN_SHARE: Final = 0.72
+LEAST_SPREAD: Final = 1e-3
+UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
+
+
+class Lessons(NamedTuple):
+    """`summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`: (n, outputs); `weights`: (n,); `domains`:
+    (n,) numbers, by which domain each is of."""
+
+    summaries: Tensor
+    scores: Tensor
+    weights: Tensor
+    domains: Tensor
+
+
+class Summaries:
+    """Lessons, and the fold of each."""
+
+    def __init__(self, seen: list[tuple[Item, int, Sequence[float], float, str]]) -> None:
+        """`seen`: a sample, how many of its views, their scores, weight and domain."""
+        summaries, scores, weights, domains, self.folds = [], [], [], list[int](), list[str]()
+        names = {name: number for number, name in enumerate(sorted({domain for *_, domain in seen}))}
+        for item, views, told, weight, domain in seen:
+            for index in range(views):
+                summaries.append(summary(torch.from_numpy(item.read(index).astype("float32"))[None])[0])
+                scores.append(list(told))
+                weights.append(weight)
+                domains.append(names[domain])
+                self.folds.append(item.sample["fold"])
+        self.all = Lessons(torch.stack(summaries), torch.tensor(scores), torch.tensor(weights), torch.tensor(domains))
+
+    @staticmethod
+    def of_scores(items: dict[str, list[Item]]) -> "Summaries":
+        """What has a score as a whole."""
+        seen: list[tuple[Item, int, Sequence[float], float, str]] = []
+        for kind, weight in SCORED.items():
+            for item, of_spoilt in zip(items[kind], spoilt([i.sample for i in items[kind]]), strict=True):
+                views = int(of_spoilt) if kind == "local" else len(item.sample["views"])
+                seen.append((item, views, [item.sample["score"]], weight, domain_of(item, kind)))
+        return Summaries(seen)
+
+    @staticmethod
+    def of_attributes(items: dict[str, list[Item]], names: Sequence[str]) -> "Summaries | None":
+        """What is broken all over, attribute by attribute; None where there is none."""
+        known = [item for item in items["whole"] if set(names) <= set(item.sample["attributes"])]
+        seen = [(item, 1, [item.sample["attributes"][name] for name in names], 1.0, "whole") for item in known]
+        return Summaries(seen) if seen and names else None
+
+    def without(self, fold: str | None) -> Lessons:
+        """Those of all other folds."""
+        kept = torch.tensor([one != fold for one in self.folds])
+        return Lessons(*(part[kept] for part in self.all))
+
+
+def domain_of(item: Item, kind: str) -> str:
+    """In which a sample's score is comparable: of rated photos what their table says, else the kind."""
+    return str(item.sample.get("domain") or kind)
+
+
+def learn_quality(quality: Quality, lessons: Lessons, rate: float, epochs: int, survey: bool = True) -> None:
+    """The ridge learns at once, the networks by steps, each for itself. Without `survey` they are blind to it."""
+    summaries, scores, weights, _ = lessons
+    quality.mean.copy_(summaries.mean(0))
+    quality.std.copy_(summaries.std(0) + LEAST_SPREAD)
+    if not survey:
+        quality.std.view(2, CELL_CHANNELS)[:, VIEW_CHANNELS:] = UNSEEN  # of means, of spreads
+    inputs = quality.normalised(summaries)
+    share = weights / weights.sum()
+    middle, middles = share @ scores, means_of(scores, lessons)
+    within = scores - middles
+    weight = ridge(inputs - means_of(inputs, lessons), within, weights)
+    with torch.no_grad():
+        quality.ridge.weight.copy_(weight.T)
+        # Of the whole, the ridge has the part that is the same for all photos.
+        quality.ridge.bias.copy_((middle - SCORE_CENTRE) / quality.ridge_share - (share @ inputs) @ weight)
+    targets = within + DOMAIN_SHARE / (1 - quality.ridge_share) * (middles - middle)
+    networks = quality.networks
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, weight_decay=DECAY)
+    networks.train()
+    batch = min(BATCH, len(scores))
+    steps, done = epochs * (len(scores) // batch), 0
+    for epoch in range(epochs):
+        order = torch.randperm(len(scores))
+        for some in order[: len(order) // batch * batch].view(-1, batch):
+            schedule(optimizer, rate, done, steps, WARM_STEPS)
+            loss = torch.zeros(())
+            for network in networks:
+                loss = loss + (weights[some, None] * (network(inputs[some]) - targets[some]) ** 2).mean()
+            finite(loss, done)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            done += 1
+        if (epoch + 1) % 5 == 0:
+            print(f"quality {epoch + 1}/{epochs} loss {float(loss.detach()) / len(networks):.3f}", flush=True)
+    quality.eval()
+
+
+def means_of(values: Tensor, lessons: Lessons) -> Tensor:
+    """(n, .) -> (n, .): for each, the weighted mean of its domain."""
+    domains = torch.nn.functional.one_hot(lessons.domains).T * lessons.weights
+    shares = domains / domains.sum(1, keepdim=True).clamp(min=torch.finfo(domains.dtype).tiny)
+    return (shares @ values)[lessons.domains]
+
+
+def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The linear map (features, outputs) that leaves the least weighted squares and, RIDGE_PENALTY times the sum of the
+    weights, its own. `inputs`: (n, features) and `targets`: (n, outputs), centred; `weights`: (n,)."""
+    x = inputs * weights.sqrt()[:, None]
+    normal = x.T @ x + RIDGE_PENALTY * weights.sum() * torch.eye(inputs.shape[1])
+    return torch.linalg.solve(normal, x.T @ (targets * weights.sqrt()[:, None]))
