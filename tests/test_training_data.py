@@ -73,6 +73,9 @@ def test_rated_photos(tmp_path: Path) -> None:
     assert {p.split for p in rated} == {"train", "dev", "test"}
     (tmp_path / "mos.csv").write_text("\n".join([rows[0], *rows[:0:-1]]))
     assert {p.path: p.split for p in photos.rated_photos(tmp_path)} == {p.path: p.split for p in rated}
+    assert {p.domain for p in rated} == {""}
+    (tmp_path / "mos.csv").write_text("filename,mos,subset\n0.jpg,0.2,ss01\n1.jpg,0.9,\n")
+    assert [p.domain for p in photos.rated_photos(tmp_path)] == ["ss01", ""]
 
 
 def test_pristine_photos(tmp_path: Path) -> None:
@@ -277,7 +280,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     writer.add({**plain, "defects": DEFECTS[:1]}, views("global", "window"))
     attributes = dict.fromkeys(defects.PHOTOS.attributes, 4.6) | {"noise": 1.72}
     everywhere = {"kind": "noise", "level": 4, "box": [0, 0, WIDTH, HEIGHT], "cost": 0.7}
-    writer.add({**plain, "defects": [everywhere], "attributes": attributes}, views("global"))
+    writer.add({**plain, "defects": [everywhere], "attributes": attributes}, views("global", "window"))
     writer.add({"split": "train", "name": "y.jpg", "score": 3.96}, views("global", "window"))
     writer.close()
     items: list[Any] = stores.of_split(stores.items_of(folder, "some", look.seen_channels(), np.float16), "train")
@@ -540,6 +543,21 @@ def test_without_the_context_rule_every_crop_is_broken(pool: list[Any], context:
     assert all(broken) is not context
     assert len(broken) > 20
     assert looked_at_once < 30
+
+
+def test_photos_damaged_all_over_are_taught_with_a_crop_and_without(pool: list[Any]) -> None:
+    """Their attributes too, for they are said of the whole photo whatever was looked at since."""
+    crops = []
+    for sample, example in told(pool, "whole"):
+        said = texts(example)
+        crops.append(len(example.views) - 1)
+        for name, value in sample["attributes"].items():
+            at = said.index(prompt.attribute_chunk(name)) + 1
+            assert said[at] == script("narrator").score_token(value)
+            assert example.weights[at] > 0
+        assert (prompt.CALL_OPEN in said) == bool(crops[-1])
+    assert 0.15 < np.mean(crops) < 0.6
+    assert set(crops) == {0, 1}
 
 
 def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:

@@ -1,6 +1,6 @@
 """What nano's eyes make of every cached view, once: the decoder's lessons then cost no perception.
 
-Training photos are read by eyes that never saw their source, dev photos by the final ones. Rated and patched photos get
+Training photos are read by eyes that never saw their source, dev photos by the final ones. Small photos get
 one more view, a window of their own cells, which stands for a crop. Run by train.py.
 """
 
@@ -25,6 +25,7 @@ from visual import LEVELS, Evidence, Perception, perceived
 from qcheck.tiles import Box
 
 LOOKED: Final = ("rated", "patched", "whole", "local", "aimed")
+SMALL: Final = frozenset({"rated", "patched", "whole"})  # those without crops
 WINDOW: Final = 0.5  # least side of a window, of the view's
 BATCH: Final = 12  # samples
 
@@ -133,7 +134,7 @@ def look_at_all(config: Config) -> None:
             eyes, domain = eyes_of(eyes_file(config.eyes, fold))
             store = SeenStore(config.out, f"{kind}-{fold or 'dev'}", len(domain.kinds))
             rng = np.random.default_rng(config.seed)
-            look(eyes, items, store, rng, kind in {"rated", "patched"}, domain.kinds)
+            look(eyes, items, store, rng, kind in SMALL, domain.kinds)
             print(f"{kind} {fold or 'dev'}: {len(items)} samples, {time.monotonic() - started:.0f} s", flush=True)
 
 

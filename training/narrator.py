@@ -39,6 +39,7 @@ FOUND_WEIGHT: Final = 1.7
 WORD_WEIGHT: Final = 2.0  # kinds and levels
 NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
 SCORE_WEIGHT: Final = 4.0
+WHOLE_ZOOM_SHARE: Final = 0.35  # of lessons on photos damaged all over
 LEAST_KEPT: Final = 0.1  # of a view's tokens
 SINGLE_PASS_SHARE: Final = 0.25
 LARGE_SHARE: Final = 0.4  # of lessons on a rated photo, if there is a mosaic with it: large views have every score
@@ -205,9 +206,17 @@ class Narrator:
 
     def patched(self, item: Item) -> Example:
         """A locally damaged rated photo, small: looked at once, or with one crop."""
+        return self.small(item, 0.5, None)
+
+    def whole(self, item: Item) -> Example:
+        """A photo damaged all over (or clean), small: score, defects and attributes, all known, also after a crop."""
+        return self.small(item, WHOLE_ZOOM_SHARE, item.sample["attributes"])
+
+    def small(self, item: Item, zoom_share: float, attributes: dict[str, float] | None) -> Example:
+        """Looked at once or, in a share of lessons, with one crop. The aim is not taught: perception gave no reason."""
         shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", "window"))
         defects, example = defects_of(item.sample), Example()
-        if self.rng.random() < 0.5 and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
+        if self.rng.random() < zoom_share and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
             self.speller.request(example, self.spoken.first, shown)
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final, window)
@@ -217,15 +226,7 @@ class Narrator:
             self.speller.request(
                 example, self.spoken.first if self.rng.random() < 0.5 else self.spoken.first_final, shown
             )
-        self.answer(example, item.sample, shown, defects, attributes=None)
-        return example
-
-    def whole(self, item: Item) -> Example:
-        """A photo damaged all over (or clean): score, defects and attributes, all known."""
-        (shown,) = shown_views(item)
-        example = Example()
-        self.speller.request(example, self.spoken.first if self.rng.random() < 0.5 else self.spoken.first_final, shown)
-        self.answer(example, item.sample, shown, defects_of(item.sample), item.sample["attributes"])
+        self.answer(example, item.sample, shown, defects, attributes)
         return example
 
     def local(self, item: Item) -> Example:

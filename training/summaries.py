@@ -19,10 +19,9 @@ from stores import Item
 from torch import Tensor
 from visual import Quality, summary
 
-# Kinds of sample whose views teach the score, and what each weighs. Every proxy score that is learned beside them makes
-# rated photos rank worse; local damage is Damage's to judge. Of `local` ones only those that are bad all over and their
-# twins.
-SCORED: Final = {"rated": 1.0, "whole": 0.2, "local": 0.2}
+# Kinds of sample whose views teach the score, and what each weighs: proxies less, for people's scores are what is asked
+# for. Local damage is Damage's to judge: of `local` ones only those that are bad all over teach, and their twins.
+SCORED: Final = {"rated": 1.0, "whole": 0.5, "local": 0.5}
 BATCH: Final = 256
 DECAY: Final = 0.05
 RIDGE_PENALTY: Final = 4.0  # times the weight of all lessons
