@@ -459,3 +459,30 @@ def test_each_worker_aims_with_eyes_that_never_saw_its_photos(
         for sample in samples:
             assert not sample.get("twin")
             assert [view["role"] for view in sample["views"]][:2] == ["global", "aim0"]
+
+
+@pytest.mark.parametrize(
+    ("mos", "table", "said"),
+    [
+        ("filename,mos\na.png,0.5\n", "file,role,split\nb.png,pristine,develop\n", "split 'develop'; it is one of"),
+        ("filename,mos\nc.png,0.5\n", "file,role\nb.png,pristine\n", "c.png: is missing; add it, or take its row out"),
+        ("filename,score\na.png,0.5\n", "file,role\nb.png,pristine\n", "no column 'mos': mos.csv has filename and mos"),
+        ("filename,mos\na.png,good\n", "file,role\nb.png,pristine\n", "could not convert string to float: 'good'"),
+    ],
+)
+def test_a_wrong_table_is_one_line_before_anything_is_made(
+    mos: str, table: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for path in (tmp_path / "images" / "a.png", tmp_path / "b.png"):
+        Image.fromarray(CLEAN).save(path)
+    (tmp_path / "mos.csv").write_text(mos)
+    (tmp_path / "photos.csv").write_text(table)
+    out = tmp_path / "views"
+    words = ["render.py", "--rated", str(tmp_path), "--photos", str(tmp_path), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        render.main()
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not out.exists()

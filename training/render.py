@@ -440,6 +440,15 @@ def main() -> None:
     args = parser.parse_args()
     if not (("aimed" in args.kinds) == (args.eyes is not None) == (args.encoder is not None)):
         parser.error("--kinds aimed, --eyes and --encoder go together")
+    try:  # before any worker does: theirs would be one traceback each
+        rated_photos(args.rated)
+        pristine_photos(args.photos, args.extra)
+    except KeyError as error:
+        parser.error(f"no column {error}: mos.csv has filename and mos, photos.csv has file and role")
+    except FileNotFoundError as error:
+        parser.error(f"{error.filename}: is missing; add it, or take its row out of the table")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
     workers = [multiprocessing.get_context("spawn").Process(target=work, args=(i, args)) for i in range(args.workers)]
     for process in workers:
