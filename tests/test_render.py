@@ -461,6 +461,12 @@ def test_each_worker_aims_with_eyes_that_never_saw_its_photos(
             assert [view["role"] for view in sample["views"]][:2] == ["global", "aim0"]
 
 
+def test_a_rated_sample_says_whose_scores_are_comparable(rated: Any) -> None:
+    rng = np.random.default_rng(0)
+    sample, _ = render.rated_sample(photos.Rated(rated.path, 2.5, "dev", "ss01"), [rated], rng)
+    assert sample["domain"] == "ss01"
+
+
 @pytest.mark.parametrize(
     ("mos", "table", "said"),
     [

@@ -533,6 +533,16 @@ def test_the_ridge_is_the_textbook_one() -> None:
     assert_allclose(weight.T, known.coef_, atol=1e-6)
 
 
+def test_scores_are_comparable_within_a_table_or_a_kind(tmp_path: Path) -> None:
+    for kind, samples_ in (("rated", [{"domain": "a"}, {"domain": "b"}, {}]), ("whole", [{}, {}])):
+        entry = [({"role": "global", "box": [0, 0, 128, 128]}, random_view(2, 2, 1))]
+        stored(tmp_path, f"{kind}-0", [({"split": "train", "score": 1.0, **one}, entry) for one in samples_])
+    items = {kind: cells_in(tmp_path, kind) if kind != "local" else [] for kind in summaries.SCORED}
+    first, second, alone, *made = summaries.Summaries.of_scores(items).all.domains.tolist()
+    assert len({first, second, alone, made[0]}) == 4
+    assert made[0] == made[1]
+
+
 @pytest.fixture(scope="module")
 def of_domains() -> tuple[Any, Any]:
     """What the ridge and what the networks make of two domains: in each the score falls with channel 0; the worse one
