@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from accuracy import measured
 from attributes import COUNT, attribute_rows
-from measures import Estimate, bootstrap, mean, plcc, srcc
+from measures import Estimate, bootstrap, mean, plcc, srcc, srcc_within
 from rated_sets import SetError, read_set
 from scorers import UnknownScorer, scorer
 from spoilt import spoilt_rows
@@ -55,6 +55,9 @@ def rated_rows(engine: Engine, photos: list[Rated]) -> dict[str, Row]:
     guess = np.array([v.score for v in verdicts])
     rows["rated_srcc"] = bootstrap(srcc, guess.tolist(), truth.tolist())
     rows["rated_plcc"] = bootstrap(plcc, guess.tolist(), truth.tolist())
+    names = sorted({p.domain for p in photos})
+    domains = [float(names.index(p.domain)) for p in photos]
+    rows["rated_srcc_within"] = bootstrap(srcc_within, guess.tolist(), truth.tolist(), domains)
     single = [prober.judge(Photo.open(p.path), Limits(0)).score for p in photos]
     rows["rated_srcc_0"] = bootstrap(srcc, single, truth.tolist())
     error = np.abs(guess - truth)

@@ -33,6 +33,13 @@ def srcc(guess: Values, truth: Values) -> float:
     return float(spearmanr(guess, truth)[0])
 
 
+def srcc_within(guess: Values, truth: Values, domains: Values) -> float:
+    """The mean of the rank correlations in each domain, for scores that rank one domain above another say nothing of
+    what ranks photos in either. `domains`: numbers; those with fewer than three rows are left out."""
+    parts = [domains == one for one in np.unique(domains)]
+    return float(np.mean([srcc(guess[part], truth[part]) for part in parts if part.sum() > 2]))
+
+
 def fitted(guess: Values, truth: Values) -> Values:
     """`guess` on the truth's scale by VQEG's four-parameter logistic; by a line where that does not converge."""
 

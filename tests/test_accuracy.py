@@ -210,6 +210,15 @@ def test_agreement_of_a_monotone_guess() -> None:
     assert failed["srcc"].value > 0.99  # the worst image, on which it failed, counts as its worst
 
 
+def test_ranks_within_domains_are_not_ranks_of_domains() -> None:
+    """All of one domain above all of the other is most of what a correlation over both sees."""
+    truth, domains = np.array([1.0, 2, 3, 4, 11, 12, 13, 14]), np.array([0.0] * 4 + [1] * 4)
+    assert measures.srcc_within(-truth + 20 * domains, truth, domains) == pytest.approx(-1)
+    assert measures.srcc(-truth + 30 * domains, truth) > 0.4
+    one_more = np.append(truth, 5.0), np.append(domains, 2.0)
+    assert measures.srcc_within(one_more[0], one_more[0], one_more[1]) == pytest.approx(1), "one photo has no rank"
+
+
 def test_peoples_scores_and_the_proxy_are_ranked_apart() -> None:
     proxy = [case(score=1.0 + i / 10, group=str(i)) for i in range(10)]
     people = [dataclasses.replace(case(score=5.0 - i / 10, group=f"p{i}"), regions=None) for i in range(10)]
