@@ -7,13 +7,13 @@ regression, Mundlak 1961; MG-IQA pairs within domains for the same reason), and 
 how domains differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS
 from nano_spec import SCORE_CENTRE
-from runs import WARM_STEPS, finite, schedule
+from runs import descend
 from samples import spoilt
 from stores import Item
 from torch import Tensor
@@ -102,26 +102,24 @@ def learn_quality(quality: Quality, lessons: Lessons, rate: float, epochs: int, 
         # Of the whole, the ridge has the part that is the same for all photos.
         quality.ridge.bias.copy_((middle - SCORE_CENTRE) / quality.ridge_share - (share @ inputs) @ weight)
     targets = within + DOMAIN_SHARE / (1 - quality.ridge_share) * (middles - middle)
-    networks = quality.networks
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, weight_decay=DECAY)
-    networks.train()
     batch = min(BATCH, len(scores))
-    steps, done = epochs * (len(scores) // batch), 0
-    for epoch in range(epochs):
-        order = torch.randperm(len(scores))
-        for some in order[: len(order) // batch * batch].view(-1, batch):
-            schedule(optimizer, rate, done, steps, WARM_STEPS)
-            loss = torch.zeros(())
-            for network in networks:
-                loss = loss + (weights[some, None] * (network(inputs[some]) - targets[some]) ** 2).mean()
-            finite(loss, done)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            done += 1
-        if (epoch + 1) % 5 == 0:
-            print(f"quality {epoch + 1}/{epochs} loss {float(loss.detach()) / len(networks):.3f}", flush=True)
+    batches = shuffled(len(scores), batch)
+
+    def loss_of() -> Tensor:
+        some, loss = next(batches), torch.zeros(())
+        for network in quality.networks:
+            loss = loss + (weights[some, None] * (network(inputs[some]) - targets[some]) ** 2).mean()
+        return loss
+
+    descend(quality.networks, "quality", epochs * (len(scores) // batch), rate, DECAY, loss_of)
     quality.eval()
+
+
+def shuffled(count: int, batch: int) -> Iterator[Tensor]:
+    """Batches of numbers below `count`, each once an epoch, in another order each, for ever; what is left of an epoch
+    and fills no batch is left out."""
+    while True:
+        yield from torch.randperm(count)[: count // batch * batch].view(-1, batch)
 
 
 def means_of(values: Tensor, lessons: Lessons) -> Tensor:
