@@ -554,7 +554,7 @@ def test_photos_damaged_all_over_are_taught_with_a_crop_and_without(pool: list[A
         for name, value in sample["attributes"].items():
             at = said.index(prompt.attribute_chunk(name)) + 1
             assert said[at] == script("narrator").score_token(value)
-            assert example.weights[at] > 0
+            assert example.weights[at] == script("narrator").ATTRIBUTE_WEIGHT
         assert (prompt.CALL_OPEN in said) == bool(crops[-1])
     assert 0.15 < np.mean(crops) < 0.6
     assert set(crops) == {0, 1}

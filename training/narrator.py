@@ -37,7 +37,8 @@ CHOICE_WEIGHT: Final = 4.0
 CLEAN_WEIGHT: Final = 12.0
 FOUND_WEIGHT: Final = 1.7
 WORD_WEIGHT: Final = 2.0  # kinds and levels
-NUMBER_WEIGHT: Final = 1.0  # coordinates and attributes
+NUMBER_WEIGHT: Final = 1.0  # coordinates
+ATTRIBUTE_WEIGHT: Final = 2.0
 SCORE_WEIGHT: Final = 4.0
 WHOLE_ZOOM_SHARE: Final = 0.35  # of lessons on photos damaged all over
 LEAST_KEPT: Final = 0.1  # of a view's tokens
@@ -95,6 +96,7 @@ class Speller:
         """`rng`: leaves out some of the tokens of every view, any share of them, for views are of any size. Training is
         twice as fast."""
         self.tokenizer, self.rng, self.domain, self.kinds = tokenizer, rng, domain, frozenset(domain.kinds)
+        self.attribute_chunks = frozenset(map(prompt.attribute_chunk, domain.attributes))
         self.image_id: int = tokenizer.token_to_id(words.IMAGE)
         self.defects_id: int = tokenizer.token_to_id(prompt.DEFECTS_OPEN)
 
@@ -129,6 +131,8 @@ class Speller:
                 token_weight = CHOICE_WEIGHT
             elif text in self.kinds or text in DEFECT_LEVELS:
                 token_weight = WORD_WEIGHT
+            elif offset > 0 and said[offset - 1] in self.attribute_chunks:
+                token_weight = ATTRIBUTE_WEIGHT
             else:
                 forced = text in prompt.CHUNKS or text.startswith('"')
                 token_weight = FORCED_WEIGHT if forced else NUMBER_WEIGHT

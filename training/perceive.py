@@ -152,11 +152,12 @@ def said_of(quality: Quality, items: list[Item]) -> list[list[float]]:
 
 
 def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
-    """`dev_srcc_within`: the mean over domains of what ranks like the scores in each."""
+    """`dev_srcc_within`: the mean over domains, of three photos or more, of what ranks like the scores in each."""
     guess = np.array([said for (said,) in said_of(quality, items)])
     truth = np.array([item.sample["score"] for item in items])
     domains = np.array([domain_of(item, "rated") for item in items])
-    within = [spearmanr(guess[domains == one], truth[domains == one])[0] for one in np.unique(domains)]
+    parts = [domains == one for one in np.unique(domains)]
+    within = [spearmanr(guess[part], truth[part])[0] for part in parts if part.sum() > 2]
     found = {"dev_srcc": spearmanr(guess, truth)[0], "dev_plcc": pearsonr(guess, truth)[0]}
     return {name: float(value) for name, value in (found | {"dev_srcc_within": np.mean(within)}).items()}
 
