@@ -486,12 +486,13 @@ def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.Monke
     quality = visual.Quality()
     summaries.learn_quality(quality, lessons, 1e-3, 15)
     quality.ridge_share = {"ridge": 1.0, "networks": 0.0, "both": 0.5}[part]
-    found = perceive.ranked(quality, items[100:])
+    guess = [said for (said,) in perceive.said_of(quality, items[100:])]
+    found = summaries.agreement(guess, items[100:])
     assert found["dev_srcc"] > 0.9
     assert found["dev_srcc_within"] == found["dev_srcc"]
     items[-1].sample["domain"] = "a domain of one photo, where nothing can be ranked"
-    without_it = perceive.ranked(quality, items[100:-1])["dev_srcc"]
-    assert perceive.ranked(quality, items[100:])["dev_srcc_within"] == pytest.approx(without_it)
+    without_it = summaries.agreement(guess[:-1], items[100:-1])["dev_srcc"]
+    assert summaries.agreement(guess, items[100:])["dev_srcc_within"] == pytest.approx(without_it)
 
 
 def test_eyes_learn_attributes(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ from readings import learn_toll, readings_of
 from regions import overlap_of
 from runs import RunError, descend, echo, save, seeded
 from samples import FOLDS, eyes_file, is_twin, spoilt, token_truth, tokens_of
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
-from summaries import SCORED, UNSEEN, Summaries, domain_of, learn_quality
+from summaries import SCORED, UNSEEN, Summaries, agreement, learn_quality
 from torch import Tensor
 from torch.nn import functional as F
 from visual import Damage, Perception, Quality, TokenInputs, perceived, surroundings
@@ -149,17 +149,6 @@ def said_of(quality: Quality, items: list[Item]) -> list[list[float]]:
     """What is said of the first view of each sample, output by output."""
     quality.eval()
     return [quality(torch.from_numpy(item.read(0).astype(np.float32))[None])[0].tolist() for item in items]
-
-
-def ranked(quality: Quality, items: list[Item]) -> dict[str, float]:
-    """`dev_srcc_within`: the mean over domains, of three photos or more, of what ranks like the scores in each."""
-    guess = np.array([said for (said,) in said_of(quality, items)])
-    truth = np.array([item.sample["score"] for item in items])
-    domains = np.array([domain_of(item, "rated") for item in items])
-    parts = [domains == one for one in np.unique(domains)]
-    within = [spearmanr(guess[part], truth[part])[0] for part in parts if part.sum() > 2]
-    found = {"dev_srcc": spearmanr(guess, truth)[0], "dev_plcc": pearsonr(guess, truth)[0]}
-    return {name: float(value) for name, value in (found | {"dev_srcc_within": np.mean(within)}).items()}
 
 
 def told_apart(attributes: Quality, items: list[Item], names: Sequence[str]) -> dict[str, float]:
@@ -310,7 +299,9 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
         lambda eyes, readings, rng: learn_toll(eyes.toll, readings, config.toll_steps, TOLL_RATE * config.rate, rng),
     )
     eyes = perception_of(torch.load(eyes_file(config.out, None), weights_only=True), domain)
-    result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | ranked(eyes.quality, dev["rated"])
+    result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | agreement(
+        [said for (said,) in said_of(eyes.quality, dev["rated"])], dev["rated"]
+    )
     result |= told_apart(eyes.attributes, dev["whole"], domain.attributes)
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))

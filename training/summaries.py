@@ -10,11 +10,14 @@ how domains differ.
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS
 from nano_spec import SCORE_CENTRE
+from numpy.typing import NDArray
 from runs import descend
 from samples import spoilt
+from scipy.stats import pearsonr, spearmanr
 from stores import Item
 from torch import Tensor
 from visual import Quality, summary
@@ -83,6 +86,17 @@ class Summaries:
 def domain_of(item: Item, kind: str) -> str:
     """In which a sample's score is comparable: of rated photos what their table says, else the kind."""
     return str(item.sample.get("domain") or kind)
+
+
+def agreement(guess: Sequence[float] | NDArray[np.float32], items: list[Item]) -> dict[str, float]:
+    """How `guess` goes with the scores of rated photos: over all, and `dev_srcc_within`, the mean rank correlation over
+    the domains of three photos or more. NaN where there are none."""
+    said, truth = np.asarray(guess), np.array([item.sample["score"] for item in items])
+    domains = np.array([domain_of(item, "rated") for item in items])
+    parts = [domains == one for one in np.unique(domains)]
+    within = [spearmanr(said[part], truth[part])[0] for part in parts if part.sum() > 2]
+    found = {"dev_srcc": spearmanr(said, truth)[0], "dev_plcc": pearsonr(said, truth)[0]}
+    return {name: float(value) for name, value in (found | {"dev_srcc_within": np.mean(within or [np.nan])}).items()}
 
 
 def learn_quality(quality: Quality, lessons: Lessons, rate: float, epochs: int, survey: bool = True) -> None:
