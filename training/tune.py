@@ -2,8 +2,8 @@
 
 Tiles of rendered views (render.py). Two lessons at once: the score of rated photos, from the mean and spread of every
 channel over a tile, and what is wrong with each token, and how much. Scores are compared within their domain only
-(summaries.py says why). The heads that are taught with it are thrown away; perceive.py teaches better ones on whole views.
-Weights are averaged (EMA). Run by train.py.
+(summaries.py says why). The heads that are taught with it are thrown away; perceive.py teaches better ones on whole
+views. Weights are averaged (EMA). Run by train.py.
 """
 
 import copy
