@@ -135,33 +135,6 @@ def test_rated_tiles_are_parts_of_photos_with_their_scores(views: Path) -> None:
     assert_allclose(pixels.std((1, 2, 3)), (5 - scores) * 12.5, rtol=0.1)
 
 
-def test_scores_are_compared_within_their_domain(views: Path) -> None:
-    """What one domain's photos have more than another's on average is not taught; what they differ by is."""
-    items = items_in(views, "train")
-    for index, item in enumerate(items["rated"]):
-        if index % 2:
-            item.sample.update(domain="generous", score=item.sample["score"] + 1.7)
-    kept = tune.Tiles(items, np.random.default_rng(1)).within
-    for part in (items["rated"][::2], items["rated"][1::2]):
-        told, true = (np.array(x) for x in ([kept[id(i.sample)] for i in part], [i.sample["score"] for i in part]))
-        assert told.mean() == pytest.approx(np.mean([i.sample["score"] for i in items["rated"]]))
-        assert_allclose(np.diff(told), np.diff(true))
-
-
-def test_the_score_begins_within_domains(views: Path) -> None:
-    """A domain whose dark photos are rated higher does not make darkness good."""
-    items = items_in(views, "train")
-    shifts = []
-    for generosity in (0.0, 2.0):
-        for index, item in enumerate(items["rated"]):
-            if index % 2:
-                item.sample.update(domain="generous", score=item.sample["score"] + generosity)
-        heads = tune.Heads().eval()
-        tune.begin(tune.CellEncoder.pretrained(), heads, tune.Tiles(items, np.random.default_rng(1)), items["rated"])
-        shifts.append(heads.line.weight.detach().clone())
-    assert_allclose(*shifts, atol=1e-4)
-
-
 def test_pixels_are_normalised_as_the_encoder_wants_them() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
     found = tune.normalised(pixels)

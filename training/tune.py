@@ -1,9 +1,8 @@
 """Stage 0, first part: teaches the convolutions what quality is, from pixels.
 
 Tiles of rendered views (render.py). Two lessons at once: the score of rated photos, from the mean and spread of every
-channel over a tile, and what is wrong with each token, and how much. Scores are compared within their domain only
-(summaries.py says why). The heads that are taught with it are thrown away; perceive.py teaches better ones on whole
-views. Weights are averaged (EMA). Run by train.py.
+channel over a tile, and what is wrong with each token, and how much. The heads that are taught with it are thrown
+away; perceive.py teaches better ones on whole views. Weights are averaged (EMA). Run by train.py.
 """
 
 import copy
@@ -23,7 +22,7 @@ from runs import Run, RunError, cosine, save, seeded
 from samples import UNKNOWN, token_truth
 from sklearn.metrics import roc_auc_score
 from stores import Item, items_of, of_split
-from summaries import Lessons, agreement, domain_of, means_of, ridge
+from summaries import agreement
 from torch import Tensor, nn
 from torch.nn import functional as F
 from visual import Damage, mean_of, summary
@@ -43,6 +42,7 @@ SCORE_WEIGHT: Final = 1.0
 RANK_WEIGHT: Final = 1.0
 KIND_WEIGHT: Final = 0.6
 LEVEL_WEIGHT: Final = 0.6
+RIDGE_PENALTY: Final = 2000.0
 EMA_DECAY: Final = 0.995
 FROZEN_BLOCKS: Final = 4  # the first, up to a stride of 4: half of the time, and what they see is plain enough
 HEAD_RATE: Final = 10.0  # times the rate of the convolutions; the ridge's map learns at theirs over ten
@@ -100,7 +100,6 @@ class Tiles:
             for kind, all_ in items.items()
         }
         self.twins = twins_of(items)
-        self.within = within_domains(self.items["rated"])
         empty = next((kind for kind, all_ in self.items.items() if not all_), None)
         if empty:
             raise RunError(
@@ -108,7 +107,7 @@ class Tiles:
             )
 
     def rated(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """(count, RATED_TILE_PX, RATED_TILE_PX, 3) and scores less what their domains differ by (count,)."""
+        """(count, RATED_TILE_PX, RATED_TILE_PX, 3) and scores (count,)."""
         tiles, scores = [], []
         while len(tiles) < count:
             item = self._any("rated")
@@ -119,7 +118,7 @@ class Tiles:
             y, x = (int(self.rng.integers(0, n - RATED_TILE_PX + 1)) for n in pixels.shape[:2])
             tile = pixels[y : y + RATED_TILE_PX, x : x + RATED_TILE_PX]
             tiles.append(tile[:, ::-1] if self.rng.random() < 0.5 else tile)
-            scores.append(self.within[id(item.sample)])
+            scores.append(item.sample["score"])
         return np.stack(tiles), np.array(scores, np.float32)
 
     def damaged(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
@@ -182,17 +181,6 @@ def tile_at(
     return tile, kinds.reshape(-1), levels.reshape(-1)
 
 
-def within_domains(rated: list[Item]) -> dict[int, float]:
-    """Of each sample (by the id of its record) its score, moved so that its domain's mean is that of all."""
-    scores = np.array([item.sample["score"] for item in rated])
-    domains = np.array([domain_of(item, "rated") for item in rated])
-    means = {one: scores[domains == one].mean() for one in np.unique(domains)}
-    return {
-        id(item.sample): float(score - means[domain] + scores.mean())
-        for item, score, domain in zip(rated, scores, domains, strict=True)
-    }
-
-
 def twins_of(items: dict[str, list[Item]]) -> dict[int, Item]:
     """Of each broken sample (by the id of its record) that has one, the same views unbroken: the sample after it."""
     return {
@@ -251,13 +239,10 @@ def begin(encoder: CellEncoder, heads: Heads, tiles: Tiles, rated: list[Item]) -
     heads.mean.copy_(x.mean(0))
     heads.std.copy_(x.std(0) + 1e-3)
     x = ((x - heads.mean) / heads.std).clamp(-6, 6)
-    y = torch.tensor([[item.sample["score"]] for item in rated])
-    names = [domain_of(item, "rated") for item in rated]
-    domains = torch.tensor([sorted(set(names)).index(name) for name in names])
-    lessons = Lessons(x, y, torch.ones(len(y)), domains)
-    weight = ridge(x - means_of(x, lessons), y - means_of(y, lessons), lessons.weights)
-    heads.line.weight.copy_(weight.T)
-    heads.line.bias.copy_(y.mean(0) - SCORE_CENTRE - x.mean(0) @ weight)
+    y = torch.tensor([item.sample["score"] for item in rated])
+    weight = torch.linalg.solve(x.T @ x + RIDGE_PENALTY * torch.eye(x.shape[1]), x.T @ (y - y.mean()))
+    heads.line.weight.copy_(weight[None])
+    heads.line.bias.fill_(float(y.mean()) - SCORE_CENTRE)
     last = heads.network[-1]
     assert isinstance(last, nn.Linear)
     last.weight.mul_(0.1)
