@@ -14,10 +14,15 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes all networks small, MobileNetV2 read where the whole one is, and gives them random weights."""
     monkeypatch.setattr(cells, "STAGES", tuple((e, outputs, 1, stride) for e, outputs, _, stride in cells.STAGES))
     monkeypatch.setattr(cells, "TAPS", {1: 2, 2: 4, 3: 8, 4: 16, 5: 16, 7: 32})
-    stages = tuple((e, outputs, 1, side, stride) for e, outputs, _, side, stride in efficientnet.STAGES)
-    monkeypatch.setattr(efficientnet, "STAGES", stages)
+    shallow_teacher(monkeypatch)
     monkeypatch.setattr(cells.CellEncoder, "pretrained", classmethod(lambda cls: random_encoder()))
     monkeypatch.setattr(efficientnet.EfficientNetLite, "pretrained", classmethod(lambda cls: random_teacher()))
+
+
+def shallow_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes EfficientNet-Lite2 small."""
+    stages = tuple((e, outputs, 1, side, stride) for e, outputs, _, side, stride in efficientnet.STAGES)
+    monkeypatch.setattr(efficientnet, "STAGES", stages)
 
 
 def random_encoder() -> Any:

@@ -18,7 +18,9 @@ from qcheck.probe import Limits
 
 torch = library("torch")
 library("transformers")
-train, sft, encode, look, cells = (script(name) for name in ("train", "sft", "encode", "look", "cells"))
+train, sft, encode, look, cells, glance = (
+    script(name) for name in ("train", "sft", "encode", "look", "cells", "glance")
+)
 narrator, rollouts, stores, visual = (script(name) for name in ("narrator", "rollouts", "stores", "visual"))
 
 DOMAIN = """
@@ -50,14 +52,15 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What render.py and encode.py would have made of pictures of parts."""
     folder: Path = tmp_path_factory.mktemp("cells")
     rng = np.random.default_rng(0)
+    same = {glance.KEY: glance.written(np.zeros(glance.CHANNELS))}
     for kind, count in (("rated", 12), ("patched", 12), ("whole", 8), ("local", 50), ("aimed", 12)):
         writers = [encode.CellStore(folder, f"{kind}-{fold}").writer() for fold in range(2)]
         for index in range(count):
             shown, defects = view(rng, (None, "scratch", "dent")[index % 3])
-            about = {"role": "global", "box": [0, 0, 600, 400]}
+            about = {"role": "global", "box": [0, 0, 600, 400], **same}
             sample = {"split": "dev" if index % 5 == 4 else "train", "name": f"{index}", "width": 600, "height": 400}
             sample |= {"score": 4.6 - len(defects), "defects": defects, "attributes": {"surface": 4.0, "form": 4.0}}
-            crops = [({"role": f"aim{i}", "box": [0, 0, 300, 400]}, shown[:, :6]) for i in range(3)]
+            crops = [({"role": f"aim{i}", "box": [0, 0, 300, 400], **same}, shown[:, :6]) for i in range(3)]
             seen = [(about, shown), *(crops if kind in ("local", "aimed") else ())]
             writers[index // 3 % 2].add(sample, iter(seen))
         for writer in writers:
@@ -84,7 +87,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory, cached: Path) -> Path:
         run(folder, "perceive", eyes + looked + DOMAIN)
     keys = 'looked = "looked"\neyes = "eyes/eyes.pt"\nencoder = "encoder.pt"\nout = "sft"\nthreads = 1\n'
     batch = "steps = 3\ndrill_steps = 1\nevery = 3\nbatch = {rated = 2, patched = 2, whole = 2, local = 2, aimed = 2}\n"
-    run(folder, "sft", keys + batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glance.Glance, "pretrained", classmethod(lambda cls: cls()))
+        run(folder, "sft", keys + batch)
     return folder
 
 
@@ -96,7 +101,8 @@ def test_the_eyes_tell_scratches_from_dents(taught: Path) -> None:
     for kind in ("scratch", "dent") * 6:
         shown, _ = view(rng, kind)
         with torch.inference_mode():
-            (evidence,) = visual.perceived(eyes, [torch.from_numpy(shown.astype(np.float32))])
+            seen = torch.zeros(1, glance.CHANNELS)
+            (evidence,) = visual.perceived(eyes, [torch.from_numpy(shown.astype(np.float32))], seen)
         right.append(look.suspicions(evidence, domain.kinds)["suspicions"][0][4] == kind)
     assert np.mean(right) > 0.8
     assert json.loads((taught / "eyes" / "metrics.json").read_text())["global_token_auc"] > 0.8

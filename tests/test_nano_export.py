@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import oracle
 from fake_model import library, script, spelled_conversation, tokenizer
+from small_networks import shallow_teacher
 
 from qcheck import tiles
 from qcheck.bundle import Bundle
@@ -83,10 +84,10 @@ def survey_of(pixels: NDArray[np.uint8]) -> Any:
 
 def lively(model: Any) -> Any:
     """Random weights whose activations neither die nor blow up."""
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     visual = model.model.visual
     encoder = visual.encoder
-    for module in encoder.modules():
+    for module in (*encoder.modules(), *visual.glance.modules()):
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             torch.nn.init.uniform_(module.bias, -0.3, 0.3)
@@ -100,10 +101,14 @@ def lively(model: Any) -> Any:
     with torch.inference_mode():
         cells = encoder(pixels, survey_of(photo))
         quarters = cells[0].unflatten(0, (2, -1)).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
-        summaries = vision_side.summary(quarters)
+        shown = pixels[0].unflatten(1, (2, -1)).unflatten(3, (2, -1)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        summaries = vision_side.summary_of(quarters, visual.glance(shown[:, :, :192, :256]))
     visual.perception.damage.std.copy_(cells.flatten(0, 2).std(0) + 1e-3)
     visual.perception.quality.mean.copy_(summaries.mean(0))
-    visual.perception.quality.std.copy_(summaries.std(0) + 1e-3)
+    spread = summaries.std(0) + 1e-3
+    # A network of random weights glances at all photos nearly alike: what it sums to must not be all that is left.
+    spread[vision_side.SEEN_CHANNELS :] += 0.1 * summaries.mean(0)[vision_side.SEEN_CHANNELS :].abs()
+    visual.perception.quality.std.copy_(spread)
     # Norms and biases that nobody taught are all alike, and an exporter keeps only one of those.
     for vector in (p for p in model.model.language_model.parameters() if p.dim() == 1):
         torch.nn.init.normal_(vector, float(vector.detach().mean()), 0.001)
@@ -115,6 +120,7 @@ def small() -> Iterator[None]:
     """Makes the export's own loader build a small nano, and keeps the exporters quiet: they log thousands of lines."""
     logging.disable(logging.WARNING)
     with pytest.MonkeyPatch.context() as patch:
+        shallow_teacher(patch)  # which alone would take as long to export as all the rest
         patch.setattr(sft, "config", partial(nano.config, hidden=HIDDEN, layers=LAYERS))
         yield
     logging.disable(logging.NOTSET)
@@ -480,6 +486,22 @@ def test_a_failed_export_leaves_the_old_bundle(
     assert after.sha256 != before.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert not (out / "stale.bin").exists()
+
+
+def test_what_glances_is_stored_in_half(made: Made) -> None:
+    """Of the small bundle alone, and all of it."""
+    weights = {k.removeprefix("model."): v for k, v in made.model.state_dict().items() if ".visual.glance." in k}
+    held = {}
+    for bundle in (made.fp32, made.int8):
+        stored = onnx.load(bundle.path("vision")).graph.initializer
+        held[bundle.contract.precision] = {one.name: onnx.numpy_helper.to_array(one) for one in stored}
+    assert len(weights) > 40
+    for name, weight in weights.items():
+        assert_array_equal(held["fp32"][name], weight)
+        half = held["int8"][f"{name}.half"]
+        assert half.dtype == np.float16
+        assert_array_equal(half, weight.numpy().astype(np.float16))
+        assert name not in held["int8"]
 
 
 # Back again: where a checkpoint is gone, its bundle is what a next model starts from.

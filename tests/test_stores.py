@@ -15,12 +15,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import oracle
 from fake_model import library, script
+from small_networks import shallow
 
 torch = library("torch")
 library("onnx")
 stores = script("stores")
 encode = script("encode")
 cells = script("cells")
+glance = script("glance")
 
 Views = list[tuple[dict[str, Any], NDArray[Any]]]
 
@@ -92,14 +94,13 @@ def test_another_dtype_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block a stage, read where the whole network is: all of it takes too long to export."""
-    monkeypatch.setattr(cells, "STAGES", tuple((e, outputs, 1, stride) for e, outputs, _, stride in cells.STAGES))
-    monkeypatch.setattr(cells, "TAPS", {1: 2, 2: 4, 3: 8, 4: 16, 5: 16, 7: 32})
+    """One block a stage: whole networks take too long to export."""
+    shallow(monkeypatch)
 
 
 def photos() -> Iterator[tuple[dict[str, Any], Views, Views]]:
     """Two samples, their views and their surveys; the second shows two photos, one of them in a crop besides."""
-    one, two, three = oracle.photo(64, 128, 3), oracle.photo(200, 128, 4), oracle.photo(96, 160, 5)
+    one, two, three = oracle.photo(64, 128, 3), oracle.photo(200, 128, 4), oracle.photo(128, 192, 5)
     box = [32, 40, 96, 168]
     yield (
         {"split": "train", "score": 2.5},
@@ -113,45 +114,48 @@ def photos() -> Iterator[tuple[dict[str, Any], Views, Views]]:
         [
             ({"role": "global", "box": [0, 0, 128, 200]}, whole),
             ({"role": "truth0", "box": box}, crop),
-            ({"role": "global", "box": [0, 0, 160, 96]}, three),
+            ({"role": "global", "box": [0, 0, 192, 128]}, three),
         ],
         [
             ({"role": "global", "box": [0, 0, 128, 200]}, oracle.survey(two)),
-            ({"role": "global", "box": [0, 0, 160, 96]}, oracle.survey(three)),
+            ({"role": "global", "box": [0, 0, 192, 128]}, oracle.survey(three)),
         ],
     )
 
 
-def test_cells_of_a_store_are_the_encoders(small_network: None, tmp_path: Path) -> None:
+def test_cells_and_glances_of_a_store_are_the_networks(small_network: None, tmp_path: Path) -> None:
     samples = list(photos())
     write(stores.ViewStore(tmp_path, "local-0"), *((sample, views) for sample, views, _ in samples))
     write(stores.SurveyStore(tmp_path, "survey-local-0"), *(({}, surveys) for _, _, surveys in samples))
     torch.manual_seed(2)
-    encoder = cells.CellEncoder().eval()
-    for module in encoder.modules():
+    encoder, glances = cells.CellEncoder().eval(), glance.Glance().eval()
+    for module in (*encoder.modules(), *glances.modules()):
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     out = tmp_path / "cells"
     out.mkdir()
-    cells.export_encoder(encoder, out / "encoder.onnx")
+    encode.export_sight(encoder, glances, out / "encoder.onnx")
     encode.work("local-0", Namespace(views=tmp_path, out=out))
     items = stores.items_of(out, "local", cells.CELL_CHANNELS, np.float16)
     assert [item.sample["score"] for item in items] == [2.5, 4.0]
     # What lies under each view, in the order of the samples above.
     maps = [oracle.survey(pixels) for pixels in (oracle.photo(64, 128, 3), oracle.photo(200, 128, 4))]
-    under = [[maps[0]], [maps[1], maps[1][1:6, 1:3], oracle.survey(oracle.photo(96, 160, 5))]]
+    under = [[maps[0]], [maps[1], maps[1][1:6, 1:3], oracle.survey(oracle.photo(128, 192, 5))]]
     mean, std = (np.array(part, np.float32) for part in (cells.IMAGENET_MEAN, cells.IMAGENET_STD))
     for item, (_, views, _), surveys in zip(items, samples, under, strict=True):
         for index, ((about, shown), map_) in enumerate(zip(views, surveys, strict=True)):
             pixels = ((shown / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
             with torch.inference_mode():
-                expected = encoder(torch.from_numpy(pixels), torch.from_numpy(np.ascontiguousarray(map_[None])))[0]
+                shown_to = torch.from_numpy(pixels)
+                expected = encoder(shown_to, torch.from_numpy(np.ascontiguousarray(map_[None])))[0]
+                glanced = glances(shown_to)[0]
             found = item.read(index)
             assert found.dtype == np.float16
             assert found.shape == (shown.shape[0] // 32, shown.shape[1] // 32, cells.CELL_CHANNELS)
             assert_allclose(found.astype(np.float32), expected, rtol=1e-2, atol=1e-2)
             kept = item.sample["views"][index]
             assert (kept["role"], kept["box"]) == (about["role"], about["box"])
+            assert_allclose(glance.glance_of(kept), glanced, rtol=1e-2, atol=1e-2)
 
 
 def test_views_and_surveys_of_other_samples_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +168,8 @@ def test_views_and_surveys_of_other_samples_are_not_mixed(tmp_path: Path, monkey
         def __init__(self, path: Path) -> None:
             pass
 
-        def cells(self, shown: NDArray[np.uint8], map_: NDArray[np.float32]) -> NDArray[np.float16]:
-            return np.zeros((1, 1, cells.CELL_CHANNELS), np.float16)
+        def at(self, shown: NDArray[np.uint8], map_: NDArray[np.float32]) -> tuple[NDArray[np.float16], ...]:
+            return np.zeros((1, 1, cells.CELL_CHANNELS), np.float16), np.zeros(glance.CHANNELS, np.float16)
 
     (tmp_path / "cells").mkdir()
     monkeypatch.setattr(encode, "Look", Nothing)

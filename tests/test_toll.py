@@ -18,6 +18,7 @@ samples = script("samples")
 stores = script("stores")
 toll = script("toll")
 cells = script("cells")
+glance = script("glance")
 visual = script("visual")
 regions = script("regions")
 Box = script("narrator").Box
@@ -149,8 +150,9 @@ def test_every_view_is_read_with_its_toll(tmp_path: Path) -> None:
     boxes = {"global": [0, 0, 1000, 800], "edge": [0, 0, 110, 300], "crop": [400, 0, 700, 300]}
     rng = np.random.default_rng(0)
     for number in range(5):
+        seen, rows = glance.written(rng.normal(size=glance.CHANNELS)), 2 + 2 * (number % 2)
         views = [
-            ({"role": role, "box": box}, rng.normal(size=(2 + 2 * (number % 2), 4, cells.CELL_CHANNELS)))
+            ({"role": role, "box": box, glance.KEY: seen}, rng.normal(size=(rows, 4, cells.CELL_CHANNELS)))
             for role, box in boxes.items()
         ]
         views = [(about, view.astype(np.float16)) for about, view in views]
@@ -165,7 +167,9 @@ def test_every_view_is_read_with_its_toll(tmp_path: Path) -> None:
     assert seen.crops.tolist() == [False, True, True] + [False, True] * 4
     whole = [seen.inputs[0], seen.inputs[3]]
     for number, row in zip((0, 1), whole, strict=True):
-        (evidence,) = visual.perceived(eyes, [torch.from_numpy(items[number].read(0).astype(np.float32))])
+        glanced = glance.glance_of(items[number].sample["views"][0])
+        view = torch.from_numpy(items[number].read(0).astype(np.float32))
+        (evidence,) = visual.perceived(eyes, [view], [glanced])
         seen_of = (evidence.kinds, evidence.severity, evidence.score, evidence.places)
         inputs = toll.Toll.inputs(*(part[None] for part in seen_of))
         assert_allclose(row, inputs[0], atol=1e-4)

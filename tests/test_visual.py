@@ -17,6 +17,7 @@ from fake_model import library, script
 torch = library("torch")
 visual = script("visual")
 cells = script("cells")
+glance = script("glance")
 look = script("look")
 perceive = script("perceive")
 candidates = script("candidates")
@@ -42,11 +43,17 @@ def views(*sizes: tuple[int, int]) -> list[Any]:
     return [torch.randn(rows, cols, cells.CELL_CHANNELS) for rows, cols in sizes]
 
 
+def glances(count: int) -> list[Any]:
+    torch.manual_seed(7)
+    return [torch.randn(glance.CHANNELS) for _ in range(count)]
+
+
 @torch.inference_mode()
 def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
     many = views((8, 12), (4, 4), (8, 12), (2, 2), (12, 8), (4, 4))
-    for view, evidence in zip(many, visual.perceived(eyes, many), strict=True):
-        alone = eyes(view[None])
+    glanced = glances(len(many))
+    for view, seen, evidence in zip(many, glanced, visual.perceived(eyes, many, glanced), strict=True):
+        alone = eyes(view[None], seen[None])
         assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, 1 + len(KINDS))
         assert evidence.severity.shape == (*evidence.kinds.shape[:2], 1)
         for part, other in zip(evidence, alone, strict=True):
@@ -57,8 +64,9 @@ def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
 def test_one_look_at_a_token_does_not_depend_on_its_place(eyes: Any) -> None:
     """What knew the place or the neighbours of a token learned photos by heart."""
     (view,) = views((8, 12))
-    odds = eyes(view[None]).log_odds()[0]
-    turned = eyes(view.flip(0)[None]).log_odds()[0]
+    seen = torch.stack(glances(1))
+    odds = eyes(view[None], seen).log_odds()[0]
+    turned = eyes(view.flip(0)[None], seen).log_odds()[0]
     assert_allclose(turned, odds.flip(0), atol=1e-4)
     assert np.ptp(odds.numpy()) > 1e-3
 
@@ -66,7 +74,7 @@ def test_one_look_at_a_token_does_not_depend_on_its_place(eyes: Any) -> None:
 @torch.inference_mode()
 def test_a_description_has_its_shape(eyes: Any) -> None:
     for rows, cols in ((4, 6), (1, 1), (1, 7)):
-        (evidence,) = visual.perceived(eyes, views((2 * rows, 2 * cols)))
+        (evidence,) = visual.perceived(eyes, views((2 * rows, 2 * cols)), glances(1))
         reading, view = visual.described(evidence)
         assert reading.shape == (rows * cols, visual.reading_size(len(KINDS)))
         assert view.shape == (visual.view_reading_size(len(KINDS)),)
@@ -216,9 +224,10 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
 
 
 def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
-    writer = CellStore(folder, name).writer()
+    """All are glanced at alike, but those that say otherwise."""
+    writer, alike = CellStore(folder, name).writer(), {glance.KEY: glance.written(np.zeros(glance.CHANNELS))}
     for index, (sample, seen) in enumerate(samples_of):
-        writer.add({"name": f"{name}-{index}.jpg", **sample}, iter(seen))
+        writer.add({"name": f"{name}-{index}.jpg", **sample}, ((alike | about, view) for about, view in seen))
     writer.close()
 
 
@@ -234,7 +243,8 @@ def random_view(rows: int, cols: int, seed: int) -> Any:
 @torch.inference_mode()
 def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     views_seen = [random_view(8, 12, seed) for seed in range(2)]
-    about = {"role": "global", "box": [0, 0, 768, 512]}
+    (glanced,) = glances(1)
+    about = {"role": "global", "box": [0, 0, 768, 512], glance.KEY: glance.written(glanced.numpy())}
     stored(tmp_path, "rated-0", [({"split": "train", "score": 3.5}, [(about, view)]) for view in views_seen])
     items = cells_in(tmp_path, "rated")
     assert [item.sample["fold"] for item in items] == ["0", "0"]
@@ -244,7 +254,8 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     assert [item.sample["score"] for item in seen] == [3.5, 3.5]
     for view, item in zip(views_seen, seen, strict=True):
         whole, window = item.sample["views"]
-        (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))])
+        (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))], [glanced])
+        assert glance.KEY not in whole
         numbers = (whole["score"], whole["toll"], whole["attributes"], whole["places"])
         kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), *numbers)
         for part, other in zip(kept, evidence, strict=True):
@@ -303,7 +314,7 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for _ in range(20):
         view, box = damaged_view(rng)
         with torch.inference_mode():
-            found = visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))])[0].proposals
+            found = visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))], glances(1))[0].proposals
         assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
         assert int(found.levels[0].argmax()) == 2
         assert float(found.severities[0]) == pytest.approx(0.4, abs=0.1)
@@ -462,26 +473,29 @@ def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:
         other = view.clone()
         other[..., cells.VIEW_CHANNELS :] += torch.randn(cells.SURVEY_CHANNELS)
         with torch.inference_mode():
-            one, two = visual.perceived(taught, [view, other])
+            one, two = visual.perceived(taught, [view, other], glances(2))
         same = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one, two, strict=True))
         assert same is not survey
 
 
-@pytest.mark.parametrize("part", ["ridge", "networks", "both"])
-def test_eyes_learn_a_score(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of views whose score is the strength of some channels; each half of the judgement does it alone."""
+@pytest.mark.parametrize(("part", "glanced"), [("ridge", False), ("networks", False), ("both", False), ("ridge", True)])
+def test_eyes_learn_a_score(part: str, glanced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of views whose score is the strength of some channels; each half of the judgement does it alone. The ridge also
+    of the glance."""
     torch.manual_seed(0)
     entries = []
     for seed in range(120):
         view, score = random_view(8, 8, seed), float(np.random.default_rng(seed).uniform(1, 5))
-        view[..., :200] += (score - 3) / 2
-        sample = {"split": "train", "score": score}
-        entries.append((sample, [({"role": "global", "box": [0, 0, 512, 512]}, view)]))
+        seen = np.random.default_rng(seed + 1000).normal(size=glance.CHANNELS)
+        strong = seen if glanced else view
+        strong[..., :200] += (score - 3) / 2
+        about = {"role": "global", "box": [0, 0, 512, 512], glance.KEY: glance.written(seen)}
+        entries.append(({"split": "train", "score": score}, [(about, view)]))
     stored(tmp_path, "rated-0", entries)
     items = cells_in(tmp_path, "rated")
     train = {kind: items[:100] if kind == "rated" else [] for kind in perceive.SCORED}
     lessons = summaries.Summaries.of_scores(train).without("1")
-    assert lessons.summaries.shape == (100, 2 * cells.CELL_CHANNELS)
+    assert lessons.summaries.shape == (100, visual.SUMMARY_CHANNELS)
     monkeypatch.setattr(summaries, "BATCH", 25)
     quality = visual.Quality()
     summaries.learn_quality(quality, lessons, 1e-3, 15)
@@ -557,7 +571,7 @@ def of_domains() -> tuple[Any, Any]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     worse = np.repeat((0, 1), 200)
-    x = np.zeros((len(worse), 2 * cells.CELL_CHANNELS), np.float32)
+    x = np.zeros((len(worse), visual.SUMMARY_CHANNELS), np.float32)
     x[:, :2] = rng.normal(0, 1, (len(worse), 2))
     x[:, 1] += 4.0 * worse
     scores = 4.0 - 2.0 * worse - x[:, 0]
@@ -574,7 +588,7 @@ def of_domains() -> tuple[Any, Any]:
     shown[1, 1] += 2.0
     with torch.inference_mode():
         x = quality.normalised(shown)[:, None]
-        votes = torch.stack([network(x) for network in quality.networks]).mean(0)
+        votes = torch.stack(quality.votes(x)).mean(0)
         return quality.ridge_share * quality.ridge(x)[:, 0, 0], (1 - quality.ridge_share) * votes[:, 0, 0]
 
 

@@ -148,23 +148,6 @@ def shares(count: int, to: int, like: Tensor) -> Tensor:
     return (torch.minimum(last, parts + 1) - torch.maximum(first, parts)).clamp(min=0) / scale
 
 
-def export_encoder(encoder: CellEncoder, path: Path) -> None:
-    """Writes an encoder as ONNX: `pixels` (1, 3, h, w), `survey` (1, rows, cols, 8) -> `cells` (1, h/32, w/32,
-    CELL_CHANNELS)."""
-    rows, cols = (CELL_PX * torch.export.Dim(name, min=1, max=256) for name in ("rows", "cols"))
-    sides = (torch.export.Dim(name, min=1, max=4096) for name in ("from_rows", "from_cols"))
-    program = torch.onnx.export(
-        encoder,
-        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX), torch.zeros(1, 5, 7, len(SURVEYED))),
-        input_names=["pixels", "survey"],
-        output_names=["cells"],
-        dynamic_shapes=({2: rows, 3: cols}, dict(zip((1, 2), sides, strict=True))),
-        dynamo=True,
-        verbose=False,
-    )
-    program.save(str(path), external_data=False)
-
-
 def size_of(count: Tensor) -> Tensor:
     """The size of a view of that many tokens, as perception reads it."""
     return torch.log2(count / COUNT_UNIT)

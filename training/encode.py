@@ -1,4 +1,5 @@
-"""Reads every rendered view with an encoder once: cells on disk, so that later lessons never wait for a convolution.
+"""Reads every rendered view with an encoder once, and glances at it: cells and glances on disk, so that later lessons
+never wait for a convolution.
 
     python training/encode.py --views VIEWS --out CELLS [--encoder RUN/encoder.pt] [--kinds local ...]
 
@@ -15,11 +16,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from cells import CELL_CHANNELS, IMAGENET_MEAN, IMAGENET_STD, CellEncoder, export_encoder
+import torch
+from cells import CELL_CHANNELS, IMAGENET_MEAN, IMAGENET_STD, CellEncoder
+from glance import KEY, Glance, written
+from nano_spec import TOKEN_PX
 from numpy.typing import NDArray
 from render import RENDERED
 from runs import RunError
 from stores import Item, Store, SurveyStore, ViewStore
+from torch import Tensor, nn
 
 from qcheck import survey
 from qcheck.errors import BundleError
@@ -36,8 +41,36 @@ class CellStore(Store):
         super().__init__(directory, name, CELL_CHANNELS, np.float16)
 
 
+class Sight(nn.Module):
+    """Pixels and survey as CellEncoder takes them -> its cells, and the glance."""
+
+    def __init__(self, encoder: CellEncoder, glance: Glance) -> None:
+        super().__init__()
+        self.encoder, self.glance = encoder, glance
+
+    def forward(self, pixels: Tensor, survey: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(pixels, survey), self.glance(pixels)
+
+
+def export_sight(encoder: CellEncoder, glance: Glance, path: Path) -> None:
+    """Writes both as ONNX: `pixels` (1, 3, h, w), `survey` (1, rows, cols, 8) -> `cells` (1, h/32, w/32,
+    CELL_CHANNELS), `glance` (1, glance.CHANNELS)."""
+    rows, cols = (TOKEN_PX * torch.export.Dim(name, min=1, max=128) for name in ("rows", "cols"))
+    sides = (torch.export.Dim(name, min=1, max=4096) for name in ("from_rows", "from_cols"))
+    program = torch.onnx.export(
+        Sight(encoder, glance).eval(),
+        (torch.zeros(1, 3, 2 * TOKEN_PX, 3 * TOKEN_PX), torch.zeros(1, 5, 7, len(survey.STATISTICS))),
+        input_names=["pixels", "survey"],
+        output_names=["cells", KEY],
+        dynamic_shapes=({2: rows, 3: cols}, dict(zip((1, 2), sides, strict=True))),
+        dynamo=True,
+        verbose=False,
+    )
+    program.save(str(path), external_data=False)
+
+
 class Look:
-    """Turns views into cells."""
+    """Turns views into cells and glances."""
 
     def __init__(self, encoder: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -45,11 +78,14 @@ class Look:
         # ONNX Runtime, because it is twice as fast here as eager PyTorch and is what the shipped model runs on.
         self.session = onnxruntime.InferenceSession(str(encoder), options, providers=["CPUExecutionProvider"])
 
-    def cells(self, shown: NDArray[np.uint8], map_: NDArray[np.float32]) -> NDArray[np.float16]:
-        """Of a view (h, w, 3) and the survey (1, rows, cols, 8) of what it shows: (h/32, w/32, CELL_CHANNELS)."""
+    def at(
+        self, shown: NDArray[np.uint8], map_: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """Of a view (h, w, 3) and the survey (1, rows, cols, 8) of what it shows: (h/32, w/32, CELL_CHANNELS) and
+        (glance.CHANNELS,)."""
         pixels = ((shown.transpose(2, 0, 1).astype(np.float32) / 255 - MEAN) / STD)[None]
-        cells: NDArray[np.float32] = self.session.run(None, {"pixels": pixels, "survey": map_})[0]
-        return cells[0].astype(np.float16)
+        cells, glances = self.session.run(["cells", KEY], {"pixels": pixels, "survey": map_})
+        return cells[0].astype(np.float16), glances[0].astype(np.float16)
 
 
 def views_of(item: Item, surveys: Item, look: Look) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
@@ -59,7 +95,8 @@ def views_of(item: Item, surveys: Item, look: Look) -> Iterator[tuple[dict[str, 
             map_, photos = surveys.read(photos), photos + 1
         assert map_ is not None
         about = {key: value for key, value in view.items() if key not in {"offset", "rows", "cols"}}
-        yield about, look.cells(item.read(index), survey.under(map_, Box(*view["box"])))
+        cells, glance = look.at(item.read(index), survey.under(map_, Box(*view["box"])))
+        yield about | {KEY: written(glance)}, cells
 
 
 def work(name: str, args: argparse.Namespace) -> None:
@@ -84,10 +121,10 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        encoder = CellEncoder.tuned(args.encoder)
+        encoder, glance = CellEncoder.tuned(args.encoder), Glance.pretrained()
     except (BundleError, RunError) as error:
         parser.error(str(error))
-    export_encoder(encoder, args.out / "encoder.onnx")
+    export_sight(encoder, glance, args.out / "encoder.onnx")
     names = [index.stem for kind in args.kinds for index in sorted(args.views.glob(f"{kind}-*.jsonl"))]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         pool.starmap(work, [(name, args) for name in names], chunksize=1)

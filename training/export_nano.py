@@ -3,7 +3,8 @@
     python training/export_nano.py --run RUN/best.pt --card training/MODEL_CARD.md --out qcheck/models/nano
 
 Precisions: fp32; int8 (matrices in symmetric blocks of 32 weights; the decoder's are multiplied in int8 where the CPU
-can, those of the vision graph are only stored so; convolutions stay fp32).
+can, those of the vision graph are only stored so; the convolutions that glance are stored in fp16, the others stay
+fp32).
 """
 
 import argparse
@@ -12,12 +13,14 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import torch
 from cells import CELL_PX
 from defects import Domain
 from nano import Nano, NanoVisual, raise_bar
 from nano_contract import contract_of
+from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from sft import start_of
 from torch import Tensor, nn
@@ -43,6 +46,7 @@ VERSION: Final = "0.7.0"
 OPSET: Final = 18
 MOST_SURVEY_CELLS: Final = 1 << 12  # a side: 131,072 pixels, more than any JPEG has
 BLOCK: Final = 32
+GLANCE: Final = "visual.glance."
 
 
 class VisionGraph(nn.Module):
@@ -170,6 +174,21 @@ def quantise(path: Path, accuracy_level: int) -> None:
     quantizer.model.save_model_to_file(str(path), False)
 
 
+def halve(path: Path, prefix: str) -> None:
+    """Stores weights whose names begin so in fp16, in place; they are made fp32 again when the graph is loaded."""
+    model = onnx.load(path)
+    graph, casts = model.graph, []
+    for weight in [one for one in graph.initializer if one.name.startswith(prefix)]:
+        half = numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), f"{weight.name}.half")
+        casts.append(helper.make_node("Cast", [half.name], [weight.name], to=onnx.TensorProto.FLOAT))
+        graph.initializer.remove(weight)
+        graph.initializer.append(half)
+    nodes = [*casts, *graph.node]  # what is read comes after what makes it
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, path)
+
+
 def write_safetensor(path: Path, name: str, tensor: Tensor) -> None:
     from safetensors.torch import save_file
 
@@ -218,6 +237,7 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
     if precision == "int8":
         quantise(work / "decoder.onnx", 4)
         quantise(work / "vision.onnx", 1)
+        halve(work / "vision.onnx", GLANCE)
     write_safetensor(work / "embeddings.safetensors", EMBEDDINGS_TENSOR, model.get_input_embeddings().weight)
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
     shutil.copyfile(card, work / "MODEL_CARD.md")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from cells import CELL_CHANNELS
 from defects import PHOTOS, Domain
+from glance import KEY, glance_of
 from numpy.typing import NDArray
 from runs import RunError, checkpoint_of
 from samples import FOLDS, eyes_file
@@ -65,7 +66,7 @@ def suspicions(evidence: Evidence, names: tuple[str, ...] = PHOTOS.kinds) -> dic
 
 
 def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArray[np.float16]]:
-    """A part of a sample's first view, of whole tokens."""
+    """A part of a sample's first view, of whole tokens. The glance at it is that at the view."""
     entry, cells = item.sample["views"][0], item.read(0)
     slices = []
     for count in cells.shape[:2]:
@@ -76,13 +77,13 @@ def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArra
     box = Box(*entry["box"])
     x, y = box.width / cells.shape[1], box.height / cells.shape[0]
     part = Box(round(cols.start * x), round(rows.start * y), round(cols.stop * x), round(rows.stop * y))
-    return {"role": "window", "box": part.as_list()}, cells[rows, cols]
+    return {"role": "window", "box": part.as_list(), KEY: entry[KEY]}, cells[rows, cols]
 
 
 def entry(
     about: dict[str, Any], evidence: Evidence, names: tuple[str, ...]
 ) -> tuple[dict[str, Any], NDArray[np.float16]]:
-    kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols"}}
+    kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols", KEY}}
     told = {"score": float(evidence.score), "toll": float(evidence.toll), "attributes": evidence.attributes.tolist()}
     told["places"] = evidence.places.tolist()
     return {**kept, **told, **suspicions(evidence, names)}, packed(evidence)
@@ -105,7 +106,7 @@ def look(
             if windows:
                 views[-1].append(window(item, rng))
         flat = [torch.from_numpy(cells.astype(np.float32)) for sample in views for _, cells in sample]
-        seen = iter(perceived(eyes, flat))
+        seen = iter(perceived(eyes, flat, [glance_of(about) for sample in views for about, _ in sample]))
         for item, abouts in zip(items[start : start + BATCH], views, strict=True):
             entries = [entry(about, next(seen), names) for about, _ in abouts]
             writer.add({k: v for k, v in item.sample.items() if k != "views"}, iter(entries))

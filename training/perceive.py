@@ -26,6 +26,7 @@ from cells import CELL_CHANNELS, VIEW_CHANNELS, size_of
 from defects import PHOTOS, Domain
 from degradations import BANK
 from fields import Fields, fields_of, learn_context
+from glance import glance_of
 from look import perception_of
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
@@ -148,7 +149,11 @@ def placed_of(items: list[Item]) -> list[Item]:
 def said_of(quality: Quality, items: list[Item]) -> list[list[float]]:
     """What is said of the first view of each sample, output by output."""
     quality.eval()
-    return [quality(torch.from_numpy(item.read(0).astype(np.float32))[None])[0].tolist() for item in items]
+    said = []
+    for item in items:
+        cells, glance = torch.from_numpy(item.read(0).astype(np.float32)), glance_of(item.sample["views"][0])
+        said.append(quality(cells[None], glance[None])[0].tolist())
+    return said
 
 
 def told_apart(attributes: Quality, items: list[Item], names: Sequence[str]) -> dict[str, float]:
@@ -172,7 +177,7 @@ def evaluate(eyes: Perception, items: list[Item], names: tuple[str, ...] = PHOTO
             if truth.edge_alone:
                 continue
             damaged = bool((truth.kinds > 0).any())
-            evidence = perceived(eyes, [torch.from_numpy(cells)])[0]
+            evidence = perceived(eyes, [torch.from_numpy(cells)], [glance_of(view)])[0]
             found, place = evidence.proposals, "crop" if index else "global"
             known = truth.kinds >= 0
             tokens[place].append((truth.kinds[known] > 0, evidence.log_odds().flatten().numpy()[known]))

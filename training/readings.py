@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from glance import glance_of
 from nano_spec import SCORE_CENTRE
 from numpy.typing import NDArray
 from runs import RunError, descend
@@ -43,17 +44,19 @@ def readings_of(eyes: Perception, items: list[Item]) -> Readings:
     damage alone are left out."""
     inputs, tolls, crops = [], [], []
     cells: list[Tensor] = []
+    glances: list[Tensor] = []
     for item in items:
         for index, view in enumerate(item.sample["views"]):
             toll = toll_of(item.sample, Box(*view["box"]))
             if toll is not None:
                 cells.append(torch.from_numpy(item.read(index).astype(np.float32)))
+                glances.append(glance_of(view))
                 tolls.append(toll)
                 crops.append(index > 0)
         if len(cells) >= VIEWS or (item is items[-1] and cells):
-            seen = perceived(eyes, cells)
+            seen = perceived(eyes, cells, glances)
             inputs += [Toll.inputs(e.kinds[None], e.severity[None], e.score[None], e.places[None])[0] for e in seen]
-            cells = []
+            cells, glances = [], []
     size = eyes.toll.mean.shape[0]
     rows = torch.stack(inputs) if inputs else torch.zeros(0, size)
     return Readings(rows, torch.tensor(tolls), torch.tensor(crops, dtype=torch.bool))

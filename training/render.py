@@ -298,8 +298,8 @@ class Eyes:
 
         @torch.inference_mode()
         def suspects(shown: Pixels, map_: Survey) -> list[list[float]]:
-            cells = torch.from_numpy(look.cells(shown, map_[None]).astype(np.float32))
-            boxes: list[list[float]] = perceived(perception, [cells])[0].proposals.boxes.tolist()
+            cells, glance = (torch.from_numpy(part.astype(np.float32)) for part in look.at(shown, map_[None]))
+            boxes: list[list[float]] = perceived(perception, [cells], [glance])[0].proposals.boxes.tolist()
             return boxes
 
         self.suspects = suspects

@@ -74,8 +74,9 @@ class SeeingBackend(TorchBackend):
     def seen(self, pixels: NDArray[np.float32], survey: NDArray[np.float32]) -> Evidence:
         """What the eyes make of a view."""
         visual = self.model.model.visual
-        cells = visual.encoder(torch.from_numpy(pixels), torch.from_numpy(survey))
-        return Evidence(*(part[0] for part in (self.eyes or visual.perception)(cells)))
+        shown = torch.from_numpy(pixels)
+        cells, glances = visual.encoder(shown, torch.from_numpy(survey)), visual.glance(shown)
+        return Evidence(*(part[0] for part in (self.eyes or visual.perception)(cells, glances)))
 
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -83,7 +84,7 @@ class SeeingBackend(TorchBackend):
         if self.sights is None:
             self.evidence = self.seen(pixels, survey)
         else:
-            readers = (visual.encoder, self.eyes or visual.perception)
+            readers = (visual.encoder, visual.glance, self.eyes or visual.perception)
             self.evidence = self.sights.of(readers, pixels, survey, lambda: self.seen(pixels, survey))
         tokens: NDArray[np.float32] = visual.projector(*described(self.evidence)).numpy()
         return tokens

@@ -17,6 +17,7 @@ import torch
 import vocabulary as words
 from cells import CellEncoder
 from defects import Domain
+from glance import Glance
 from look import LOOKED, eyes_of, seen_channels, unpacked
 from nano import Nano, config, write_numbers
 from narrator import Example, Narrator, Speller
@@ -240,9 +241,10 @@ def fresh(tokenizer: Any, encoder: Path | None, eyes: Perception, domain: Domain
     model = Nano(config(tokenizer, domain=domain))
     visual = model.model.visual
     visual.encoder.load_state_dict(CellEncoder.tuned(encoder).state_dict())
+    visual.glance.load_state_dict(Glance.pretrained().state_dict())
     visual.perception.load_state_dict(eyes.state_dict())
-    visual.encoder.requires_grad_(False)
-    visual.perception.requires_grad_(False)
+    for part in (visual.encoder, visual.glance, visual.perception):
+        part.requires_grad_(False)
     write_numbers(model, tokenizer)
     return model
 

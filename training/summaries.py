@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS
+from glance import glance_of
 from nano_spec import SCORE_CENTRE
 from numpy.typing import NDArray
 from runs import descend
@@ -20,7 +21,7 @@ from samples import spoilt
 from scipy.stats import pearsonr, spearmanr
 from stores import Item
 from torch import Tensor
-from visual import Quality, summary
+from visual import SEEN_CHANNELS, Quality, summary_of
 
 # Kinds of sample whose views teach the score, and what each weighs: proxies less, for people's scores are what is asked
 # for. Local damage is Damage's to judge: of `local` ones only those that are bad all over teach, and their twins.
@@ -35,7 +36,7 @@ UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
 
 
 class Lessons(NamedTuple):
-    """`summaries`: (n, 2 * CELL_CHANNELS) as of visual.summary; `scores`: (n, outputs); `weights`: (n,); `domains`:
+    """`summaries`: (n, SUMMARY_CHANNELS) as of visual.summary_of; `scores`: (n, outputs); `weights`: (n,); `domains`:
     (n,) numbers, by which domain each is of."""
 
     summaries: Tensor
@@ -53,7 +54,8 @@ class Summaries:
         names = {name: number for number, name in enumerate(sorted({domain for *_, domain in seen}))}
         for item, views, told, weight, domain in seen:
             for index in range(views):
-                summaries.append(summary(torch.from_numpy(item.read(index).astype("float32"))[None])[0])
+                cells = torch.from_numpy(item.read(index).astype("float32"))
+                summaries.append(summary_of(cells[None], glance_of(item.sample["views"][index])[None])[0])
                 scores.append(list(told))
                 weights.append(weight)
                 domains.append(names[domain])
@@ -105,7 +107,7 @@ def learn_quality(quality: Quality, lessons: Lessons, rate: float, epochs: int, 
     quality.mean.copy_(summaries.mean(0))
     quality.std.copy_(summaries.std(0) + LEAST_SPREAD)
     if not survey:
-        quality.std.view(2, CELL_CHANNELS)[:, VIEW_CHANNELS:] = UNSEEN  # of means, of spreads
+        quality.std[:SEEN_CHANNELS].view(2, CELL_CHANNELS)[:, VIEW_CHANNELS:] = UNSEEN  # of means, of spreads
     inputs = quality.normalised(summaries)
     share = weights / weights.sum()
     middle, middles = share @ scores, means_of(scores, lessons)
@@ -121,8 +123,8 @@ def learn_quality(quality: Quality, lessons: Lessons, rate: float, epochs: int, 
 
     def loss_of() -> Tensor:
         some, loss = next(batches), torch.zeros(())
-        for network in quality.networks:
-            loss = loss + (weights[some, None] * (network(inputs[some]) - targets[some]) ** 2).mean()
+        for vote in quality.votes(inputs[some]):
+            loss = loss + (weights[some, None] * (vote - targets[some]) ** 2).mean()
         return loss
 
     descend(quality.networks, "quality", epochs * (len(scores) // batch), rate, DECAY, loss_of)

@@ -1,4 +1,4 @@
-"""nano's vision side: frozen convolutions, a perception that reads them, and a projector.
+"""nano's vision side: frozen convolutions, a glance, a perception that reads them, and a projector.
 
 `Damage` reads every token by itself: what is wrong with it, against the rest of its view and against what lies around.
 Nothing in it sees where a token is or what it shows, because whatever could know a photo again learned the few
@@ -16,6 +16,8 @@ import torch
 from cells import CELL_CHANNELS, SOURCES, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
+from glance import CHANNELS as GLANCE_CHANNELS
+from glance import Glance
 from layers import SourceDropout, zeroed
 from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX, SCORE_CENTRE
 from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
@@ -30,6 +32,8 @@ DAMAGE_WIDTH: Final = 256
 DAMAGE_DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.2
 SOURCE_DROPOUT: Final = 0.3
+SEEN_CHANNELS: Final = 2 * CELL_CHANNELS
+SUMMARY_CHANNELS: Final = SEEN_CHANNELS + GLANCE_CHANNELS
 OPINIONS: Final = 2  # networks that judge each token
 AROUND: Final = 7  # tokens a side, of what lies around one
 QUALITY_NETWORKS: Final = 3
@@ -179,11 +183,13 @@ def told(kinds: Tensor, levels: Tensor, severity: Tensor) -> tuple[Tensor, Tenso
 
 
 class Quality(nn.Module):
-    """Cells of views, (views, rows, cols, CELL_CHANNELS) -> (views, outputs) scores, 1..5.
+    """Cells of views, (views, rows, cols, CELL_CHANNELS), and a glance at each, (views, GLANCE_CHANNELS) -> (views,
+    outputs) scores, 1..5.
 
-    All it knows of a view is the mean and spread of each channel over its cells. A few strongly dropped-out networks
-    and a ridge regression read that, and their answers are averaged: the networks rank photos like those of the
-    training best, the ridge is far steadier on others (summaries.py). Until they are taught, they say SCORE_CENTRE.
+    All it knows of a view is the mean and spread of each channel over its cells, and that glance. A ridge regression
+    reads them, a few strongly dropped-out networks all but the glance, and their answers are averaged: the networks
+    rank photos like those of the training best, the ridge is far steadier on others (summaries.py). Until they are
+    taught, they say SCORE_CENTRE.
     """
 
     def __init__(
@@ -191,16 +197,16 @@ class Quality(nn.Module):
     ) -> None:
         super().__init__()
         self.ridge_share = ridge_share
-        self.register_buffer("mean", torch.zeros(2 * CELL_CHANNELS))
-        self.register_buffer("std", torch.ones(2 * CELL_CHANNELS))
+        self.register_buffer("mean", torch.zeros(SUMMARY_CHANNELS))
+        self.register_buffer("std", torch.ones(SUMMARY_CHANNELS))
         self.networks = nn.ModuleList(self.network(outputs, *widths) for _ in range(QUALITY_NETWORKS))
-        self.ridge = zeroed(nn.Linear(2 * CELL_CHANNELS, outputs))
+        self.ridge = zeroed(nn.Linear(SUMMARY_CHANNELS, outputs))
 
     @staticmethod
     def network(outputs: int, first: int, second: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Dropout(QUALITY_INPUT_DROPOUT),
-            nn.Linear(2 * CELL_CHANNELS, first),
+            nn.Linear(SEEN_CHANNELS, first),
             nn.GELU(),
             nn.Dropout(QUALITY_DROPOUT),
             nn.Linear(first, second),
@@ -210,15 +216,25 @@ class Quality(nn.Module):
         )
 
     def normalised(self, summary: Tensor) -> Tensor:
-        """(views, 2 * CELL_CHANNELS), as of `summary`, in standard deviations of all photos."""
+        """(views, SUMMARY_CHANNELS), as of `summary_of`, in standard deviations of all photos."""
         return ((summary - self.mean) / self.std).clamp(-SUMMARY_CLIP, SUMMARY_CLIP)
 
-    def forward(self, cells: Tensor) -> Tensor:
+    def votes(self, x: Tensor) -> list[Tensor]:
+        """What each network says, (..., outputs), of `normalised` summaries, (..., SUMMARY_CHANNELS)."""
+        return [network(x[..., :SEEN_CHANNELS]) for network in self.networks]
+
+    def forward(self, cells: Tensor, glances: Tensor) -> Tensor:
         # With an axis more than it needs: linear maps of plain matrices are exported as Gemm, which is not quantised.
-        x = self.normalised(summary(cells))[:, None]
-        votes = torch.stack([network(x) for network in self.networks]).mean(0)
+        x = self.normalised(summary_of(cells, glances))[:, None]
+        votes = torch.stack(self.votes(x)).mean(0)
         score: Tensor = SCORE_CENTRE + (1 - self.ridge_share) * votes + self.ridge_share * self.ridge(x)
         return score[:, 0]
+
+
+def summary_of(cells: Tensor, glances: Tensor) -> Tensor:
+    """Cells of views, (views, rows, cols, CELL_CHANNELS), and a glance at each, (views, GLANCE_CHANNELS) -> (views,
+    SUMMARY_CHANNELS), what Quality reads."""
+    return torch.cat((summary(cells), glances), 1)
 
 
 def summary(cells: Tensor) -> Tensor:
@@ -228,7 +244,8 @@ def summary(cells: Tensor) -> Tensor:
 
 
 class Perception(nn.Module):
-    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS) -> their Evidence."""
+    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS), and a glance at each, (views, GLANCE_CHANNELS) ->
+    their Evidence."""
 
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
@@ -263,21 +280,22 @@ class Perception(nn.Module):
         parts = (log_odds(kinds), each, kinds, severity, inputs.relative, inputs.size[:, 0, 0])
         return [Maps(*(part[view] for part in parts)) for view in range(kinds.shape[0])]
 
-    def forward(self, cells: Tensor) -> Evidence:
+    def forward(self, cells: Tensor, glances: Tensor) -> Evidence:
         inputs, opinions, kinds, levels, severity = self._tokens(cells)
         maps = self._maps(inputs, opinions, kinds, severity)
         kinds, levels, severity = told(kinds, levels, severity)
         places = torch.stack([self.regions(view) for view in maps])
-        score = self.quality(cells)
+        score = self.quality(cells, glances)
         toll = self.toll(self.toll.inputs(kinds, severity, score, places))
-        return Evidence(kinds, levels, severity, score, toll, self.attributes(cells), places)
+        return Evidence(kinds, levels, severity, score, toll, self.attributes(cells, glances), places)
 
 
-def perceived(perception: Perception, views: Sequence[Tensor]) -> list[Evidence]:
-    """`perception` of every view, (rows, cols, CELL_CHANNELS) each, in order; those of one size go together."""
+def perceived(perception: Perception, views: Sequence[Tensor], glances: Sequence[Tensor]) -> list[Evidence]:
+    """`perception` of every view, (rows, cols, CELL_CHANNELS), and the glance at it, (GLANCE_CHANNELS,), in order;
+    those of one size go together."""
     out: dict[int, Evidence] = {}
     for members in by_size(views):
-        evidence = perception(torch.stack([views[i] for i in members]))
+        evidence = perception(torch.stack([views[i] for i in members]), torch.stack([glances[i] for i in members]))
         for at, index in enumerate(members):
             out[index] = Evidence(*(part[at] for part in evidence))
     return [out[index] for index in range(len(views))]
@@ -353,7 +371,7 @@ class NanoVisual(nn.Module):
     def __init__(self, hidden: int, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.spatial_merge_size = MERGE
-        self.encoder = CellEncoder()
+        self.encoder, self.glance = CellEncoder(), Glance()
         self.perception = Perception(kinds, attributes)
         self.projector = Projector(hidden, kinds, attributes)
 
@@ -364,7 +382,7 @@ class NanoVisual(nn.Module):
     def image_tokens(self, pixels: Tensor, survey: Tensor) -> Tensor:
         """(1, 3, h, w) normalised pixels and the survey (1, rows, cols, 8) of what they show -> (h/64 * w/64, hidden),
         raster order."""
-        evidence = self.perception(self.encoder(pixels, survey))
+        evidence = self.perception(self.encoder(pixels, survey), self.glance(pixels))
         tokens: Tensor = self.projector(*described(Evidence(*(part[0] for part in evidence))))
         return tokens
 
