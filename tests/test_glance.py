@@ -44,3 +44,8 @@ def test_what_is_written_is_read() -> None:
     view = {"role": "global", glance.KEY: glance.written(values)}
     assert_allclose(glance.glance_of(view), values, rtol=1e-3)
     assert isinstance(view[glance.KEY], str)
+
+
+def test_cells_without_glances_are_said() -> None:
+    with pytest.raises(script("runs").RunError, match="make them again"):
+        glance.glance_of({"role": "global"})

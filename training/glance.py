@@ -12,6 +12,7 @@ import torch
 from cells import IMAGENET_MEAN, IMAGENET_STD
 from efficientnet import STAGES, EfficientNetLite
 from numpy.typing import NDArray
+from runs import RunError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,6 +51,8 @@ def written(glance: NDArray[Any]) -> str:
 
 
 def glance_of(view: dict[str, Any]) -> Tensor:
-    """That at a view, by its entry in an index: (CHANNELS,)."""
+    """That at a view, by its entry in an index: (CHANNELS,). Raises RunError for a view that nobody glanced at."""
+    if KEY not in view:
+        raise RunError("these cells were made before views were glanced at; make them again (encode.py)")
     values = np.frombuffer(base64.b64decode(view[KEY]), np.float16)
     return torch.from_numpy(values.astype(np.float32))
