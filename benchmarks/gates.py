@@ -2,7 +2,7 @@
 the export exact?
 
     python benchmarks/gates.py --rated DATA/biq2021 --vista SET [--model BUNDLE] [--single-pass BUNDLE]
-        [--photos DATA/photos] [--checkpoint RUN/stepN.pt] [--brisque-python peers/bin/python] [--limit N]
+        [--photos DATA/photos] [--checkpoint RUN/stepN.pt] [--peers-python peers/bin/python] [--limit N]
 
 On photos that no training saw: the test splits of training/photos.py, and that of a set of training/vista.py. What
 bounds it: half a second of CPU a big photo and pass. Prints a table and, last, one JSON line; each figure is [value,
@@ -13,7 +13,6 @@ attributes, and whether it is told that a large photo is bad all over).
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +23,8 @@ import numpy as np
 from accuracy import measured
 from attributes import COUNT, attribute_rows
 from measures import Estimate, bootstrap, mean, plcc, srcc, srcc_within
-from rated_sets import SetError, read_set
-from scorers import UnknownScorer, scorer
+from rated_sets import Case, SetError, read_set
+from scorers import PEERS, Peer, UnknownScorer, scorer
 from spoilt import spoilt_rows
 
 from qcheck.bundle import Bundle
@@ -96,17 +95,19 @@ def vista_rows(bundle: str, single_pass: str | None, root: Path, limit: int | No
     return rows
 
 
-def brisque_row(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
-    if python is None:
-        return {"brisque_srcc": None}
-    script = Path(__file__).with_name("peer_scores.py")
-    names = "".join(f"{p.path}\n" for p in photos)
-    done = subprocess.run(
-        [str(python), str(script), "brisque"], input=names, capture_output=True, text=True, check=True
-    )
-    scores = np.array([float(line) for line in done.stdout.split()])
-    scores[np.isnan(scores)] = np.nanmin(scores)  # a photo that it fails on gets its worst score
-    return {"brisque_srcc": bootstrap(srcc, scores, [p.score for p in photos])}
+def peer_rows(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
+    """How classical measures rank the same photos; one that a measure fails on gets its worst score."""
+    rows: dict[str, Row] = {}
+    for name in PEERS:
+        found: Row = None
+        if python is not None:
+            peer = Peer(name, python)
+            scores = np.array([peer.judge(Case(p.path, p.score, p.path.name)).score for p in photos])
+            scores[np.isnan(scores)] = np.nanmin(scores)
+            found = bootstrap(srcc, scores.tolist(), [p.score for p in photos])
+            _progress(f"{name} done")
+        rows[f"{name.replace('-', '_')}_srcc"] = found
+    return rows
 
 
 def parity_rows(checkpoint: Path | None, photos: list[Rated], big: Path | None, count: int) -> dict[str, Row]:
@@ -182,7 +183,7 @@ def main() -> int:
     parser.add_argument("--single-pass", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="the model's, for parity with PyTorch; needs --photos")
     parser.add_argument("--photos", type=Path, help="clean photos, for the attributes, spoilt ones, parity")
-    parser.add_argument("--brisque-python", type=Path)
+    parser.add_argument("--peers-python", type=Path, help="an environment as peer_scores.py says")
     parser.add_argument("--parity-photos", type=int, default=24)
     parser.add_argument("--limit", type=int, help="only so many images of the set, drawn evenly")
     args = parser.parse_args()
@@ -192,7 +193,7 @@ def main() -> int:
     rated = [p for p in rated_photos(args.rated) if p.split == "test"]
     try:
         rows = rated_rows(engine, rated)
-        rows |= brisque_row(args.brisque_python, rated)
+        rows |= peer_rows(args.peers_python, rated)
         rows |= vista_rows(str(args.model or "nano"), args.single_pass, args.vista, args.limit)
         if args.photos is not None:
             clean = [s.path for s in pristine_photos(args.photos) if s.split == "test"]

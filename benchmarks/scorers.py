@@ -7,7 +7,7 @@
 | nano@0:large | one pass over a view of as many pixels as the global one and three crops: does one have to zoom? |
 | nano@0:scan | every tile at full resolution, each judged by itself: the worst score. What zooming could know |
 | nano@1:clean | one crop forced on a place without defects, on a Vista-like set: its score less that of a single pass |
-| brisque, piqe, image-quality-ai | PyPI's brisque, pypiqe and image-quality-ai, in the environment of --peers-python |
+| brisque, niqe, piqe, image-quality-ai | PyPI's brisque, scikit-video, pypiqe and image-quality-ai, in --peers-python |
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 from crops import clean_crop
 from negatives import BOKEH as BOKEH
 
-PEERS: Final = ("brisque", "piqe", "image-quality-ai")
+PEERS: Final = ("brisque", "niqe", "piqe", "image-quality-ai")
 SEED: Final = 2026
 CROPS_OF_LARGE: Final = 3
 

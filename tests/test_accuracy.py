@@ -290,3 +290,25 @@ def test_wrong_commands_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "images" / "a.png").write_bytes(b"no photo")
     assert accuracy.main([str(tmp_path), "--scorers", "nano@0"]) == 2
     assert "a.png" in capsys.readouterr().err
+
+
+def test_peers_rank_the_same_photos(tmp_path: Path) -> None:
+    """Each in a process of its own; a photo that one fails on gets its worst score."""
+    gates = script("gates", "benchmarks")
+    python = tmp_path / "python"  # the number in a photo's name, backwards for PIQE
+    python.write_text(
+        '#!/bin/sh\nsign=; [ "$2" = piqe ] && sign=-\n'
+        'while read -r path; do n=$(basename "$path" .png); [ "$n" = 1 ] && echo nan || echo "$sign$n"; done\n'
+    )
+    python.chmod(0o755)
+    photos = [gates.Rated(tmp_path / f"{n}.png", 1 + n / 4, "test") for n in range(1, 13)]
+    rows = gates.peer_rows(python, photos)
+    assert {name: row.value for name, row in rows.items() if name != "piqe_srcc"} == {
+        "brisque_srcc": pytest.approx(1, abs=0.01),
+        "niqe_srcc": pytest.approx(1, abs=0.01),
+        "image_quality_ai_srcc": pytest.approx(1, abs=0.01),
+    }
+    # The first, which would be its best, is as bad as its worst.
+    given = [-12, *range(-2, -13, -1)]
+    assert rows["piqe_srcc"].value == pytest.approx(measures.srcc(np.array(given), np.arange(12)), abs=1e-6)
+    assert set(gates.peer_rows(None, photos).values()) == {None}
