@@ -58,14 +58,14 @@ def test_the_map_begins_true_of_what_nobody_taught() -> None:
     """All of MobileNetV2's is told, and more of the other's than by chance, also of pictures that it did not begin
     with."""
     untaught, map_ = hints.Untaught(), hints.Hints()
-    pixels = pictures(240)
+    pixels = pictures(640)
     summaries = untaught.summaries(pixels)
-    map_.begin(summaries[:200])
+    map_.begin(summaries[:600])
     with torch.autocast("cpu", torch.bfloat16):
-        seen = untaught.own.view(hints.normalised(pixels[200:])).float()
-    own, other = map_.errors(seen, summaries[200:])
+        seen = untaught.own.view(hints.normalised(pixels[600:])).float()
+    own, other = map_.errors(seen, summaries[600:])
     assert float(own) < 1e-3
-    assert float(other) < 0.6 * float((map_.known(summaries[200:])[:, hints.OWN :] ** 2).mean())
+    assert float(other) < 0.6 * float((map_.known(summaries[600:])[:, hints.OWN :] ** 2).mean())
 
 
 def test_what_was_forgotten_is_learned_again() -> None:

@@ -22,6 +22,8 @@ ALL: Final = OWN + SUMMARY_CHANNELS
 MEAN: Final = torch.tensor(IMAGENET_MEAN)[None, :, None, None]
 STD: Final = torch.tensor(IMAGENET_STD)[None, :, None, None]
 LEAST_SPREAD: Final = 1e-2
+# Of 1,066 photos: .40 of the other's variance is left on others (.45 at a fifth of it, .46 at eight times it).
+RIDGE_PENALTY: Final = 0.5
 FAR: Final = 6.0  # spreads from the mean: what lies further is as far
 LEARNED_FAR: Final = 8.0  # the same of what is being taught: further, so that it can come back
 
@@ -71,7 +73,7 @@ class Hints(nn.Module):
         self.std.copy_(summaries.std(0) + LEAST_SPREAD)
         known = self.known(summaries)
         own, other = known[:, :OWN], known[:, OWN:]
-        self.map.weight.copy_(torch.cat((torch.eye(OWN), ridge(own, other, torch.ones(len(own))).T)))
+        self.map.weight.copy_(torch.cat((torch.eye(OWN), ridge(own, other, torch.ones(len(own)), RIDGE_PENALTY).T)))
         self.map.bias.zero_()
 
     def known(self, summaries: Tensor) -> Tensor:

@@ -145,9 +145,9 @@ def means_of(values: Tensor, lessons: Lessons) -> Tensor:
     return (shares @ values)[lessons.domains]
 
 
-def ridge(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The linear map (features, outputs) that leaves the least weighted squares and, RIDGE_PENALTY times the sum of the
+def ridge(inputs: Tensor, targets: Tensor, weights: Tensor, penalty: float = RIDGE_PENALTY) -> Tensor:
+    """The linear map (features, outputs) that leaves the least weighted squares and, `penalty` times the sum of the
     weights, its own. `inputs`: (n, features) and `targets`: (n, outputs), centred; `weights`: (n,)."""
     x = inputs * weights.sqrt()[:, None]
-    normal = x.T @ x + RIDGE_PENALTY * weights.sum() * torch.eye(inputs.shape[1])
+    normal = x.T @ x + penalty * weights.sum() * torch.eye(inputs.shape[1])
     return torch.linalg.solve(normal, x.T @ (targets * weights.sqrt()[:, None]))
