@@ -105,10 +105,7 @@ def lively(model: Any) -> Any:
         summaries = vision_side.summary_of(quarters, visual.glance(shown[:, :, :192, :256]))
     visual.perception.damage.std.copy_(cells.flatten(0, 2).std(0) + 1e-3)
     visual.perception.quality.mean.copy_(summaries.mean(0))
-    spread = summaries.std(0) + 1e-3
-    # A network of random weights glances at all photos nearly alike: what it sums to must not be all that is left.
-    spread[vision_side.SEEN_CHANNELS :] += 0.1 * summaries.mean(0)[vision_side.SEEN_CHANNELS :].abs()
-    visual.perception.quality.std.copy_(spread)
+    visual.perception.quality.std.copy_(summaries.std(0) + 1e-3)
     # Norms and biases that nobody taught are all alike, and an exporter keeps only one of those.
     for vector in (p for p in model.model.language_model.parameters() if p.dim() == 1):
         torch.nn.init.normal_(vector, float(vector.detach().mean()), 0.001)
