@@ -2,7 +2,7 @@
 
 Unknown keys are refused: a key that this version does not understand could change what the numbers mean. A key that
 came after the first bundles has a default here, and its absence means what every bundle meant before there was that
-key: pixels in one plane a channel, a float32 cache, a model that does not think aloud.
+key: pixels in one plane a channel, a float32 cache, a model that does not think aloud, a spread reported as it is.
 """
 
 import dataclasses
@@ -136,6 +136,9 @@ class Contract:
     decoder: DecoderSpec
     language: LanguageSpec
     files: dict[str, FileEntry]  # vision, decoder, embeddings, tokenizer, card; vision_data and decoder_data: of graphs
+    # What the spread of the score tokens is multiplied by to become a verdict's score_std, so that it is as wide as the
+    # errors are (training/calibrate.py).
+    score_std_scale: float = 1.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -171,6 +174,7 @@ class Contract:
         decoder = self.decoder
         sizes = (decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.hidden, decoder.max_tokens)
         _expect(min(sizes) > 0, "decoder", "positive sizes")
+        _expect(0 < self.score_std_scale < math.inf, "score_std_scale", "a positive finite number")
         self._check_patches()
         self._check_language()
 

@@ -204,7 +204,7 @@ class _Session:
             height=photo.height,
             decode_scale=photo.decode_scale,
             score=answer.score,
-            score_std=answer.score_std,
+            score_std=self.contract.score_std_scale * answer.score_std,
             attributes=answer.attributes,
             defects=merged([*notes.defects, *(defect for defect in seen if defect)]),
             probes=tuple(notes.probes),

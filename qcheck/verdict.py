@@ -131,7 +131,8 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judged photo. `score` is in 1..5, the expected value over the score tokens; `score_std` is their spread."""
+    """A judged photo. `score` is in 1..5, the expected value over the score tokens; `score_std` is their spread, made
+    as wide as the model's errors are by its contract's `score_std_scale`."""
 
     path: str
     width: int  # pixels, upright

@@ -315,6 +315,16 @@ def test_another_aim_is_obeyed() -> None:
     assert_array_equal(backend.seen[1], CHECKERS[:128, :64])
 
 
+def test_its_doubt_is_as_wide_as_the_contract_makes_it() -> None:
+    plain, scaled = (
+        Prober(fake_engine(lambda turn, request: spelled_answer("3.2", ()), contract)[0]).judge(photo(), Limits(0))
+        for contract in (plain_contract(), plain_contract(score_std_scale=0.5))
+    )
+    assert plain.score_std > 0.1
+    assert scaled.score_std == pytest.approx(plain.score_std / 2)
+    assert scaled.score == plain.score
+
+
 def test_the_verdict_says_what_the_answer_says() -> None:
     sharp: Callable[[str], Wanted] = lambda text: {text: 80.0}  # noqa: E731
     answer = [sharp(w) if isinstance(w, str) and w[1:2] == "." else w for w in spelled_answer("4.4", (), "2.3")]
