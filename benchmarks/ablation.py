@@ -7,8 +7,9 @@ Every row is a chain of stages of training/train.py, whose configs are written t
 common, and what was run is not run again. The eyes (stage 0) are the same in all rows but those that are blind to the
 survey (perceive's `survey = false`). Judged on the test splits of a Vista-like set and of rated photos by the runtime's
 loop over PyTorch, in fp32; what the eyes see of a view is kept in RUNS/sights, as all rows look at the same photos.
-Times are those of exported bundles, on a few images. Rows that are known stand in RUNS/rows.jsonl; prints the table of
-all of them in Markdown.
+Times are those of exported bundles, on a few images. Rows that are known stand in RUNS/rows.jsonl. Prints in Markdown
+the table of all of them, how each differs from the row it is a change of (same images, resampled together, which tells
+more than two intervals), and which of the rewards' weights no other beats both at ranking and at finding.
 """
 
 import argparse
@@ -25,14 +26,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from accuracy import measured
-from measures import Estimate, bootstrap, srcc
+from accuracy import kept_of, measured
+from measures import Estimate, Values, bootstrap, srcc
 from rated_sets import Case, read_set
 from scorers import ForcedClean, Qcheck
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
-from photos import Rated, rated_photos
+from photos import rated_photos
 from rollouts import RecordingEngine
 from sft import start_of
 from sights import Sights
@@ -40,8 +41,7 @@ from sights import Sights
 from qcheck.bundle import Bundle
 from qcheck.contract import CONTRACT_FILE
 from qcheck.engine import Engine
-from qcheck.photo import Photo
-from qcheck.probe import Limits, Prober
+from qcheck.probe import Prober
 
 TRAINING: Final = Path(__file__).resolve().parent.parent / "training"
 ATTRIBUTES: Final = dict.fromkeys(("sharpness", "noise", "color", "exposure", "compression"), 0.1)
@@ -55,6 +55,7 @@ COLUMNS: Final = {
     "crop_shift": "clean crop's shift",
     "vista_ms_0": "ms, 0 probes",
 }
+GAINS: Final = {"rated@0": "rated, SRCC", "vista@0": "Vista-like, SRCC, 0 probes", "vista@3": "3 probes"}
 # Rows that are judged with a larger global view than another, whose model they share: what the survey is worth against
 # more pixels. As many times its pixels.
 LARGER_VIEW: Final = {"0+2, eyes without the survey, larger view": ("0+2, eyes without the survey", 1.36)}
@@ -188,17 +189,28 @@ def train(stage: str, config: Path) -> None:
     subprocess.run([sys.executable, str(TRAINING / "train.py"), stage, "--config", str(config)], check=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What every row is judged on: of the set `vista`, and of the rated photos in the folder `rated`."""
+
+    vista: Path
+    cases: list[Case]
+    rated: Path
+    photos: list[Case]
+
+
 def judged(
-    checkpoint: Path, bundle: Bundle, sights: Path, vista: Path, cases: list[Case], photos: list[Rated]
+    name: str, checkpoint: Path, bundle: Bundle, sights: Path, images: Images, results: Path
 ) -> dict[str, Estimate | float]:
-    """`bundle`: the same model, exported, which names the size of its views."""
+    """`bundle`: the same model, exported, which names the size of its views; `results`: where what the row `name` says
+    of each image is kept."""
     model, tokenizer, domain = start_of(checkpoint)
     engine = RecordingEngine(model.eval(), tokenizer, domain)
     engine.contract, engine.eyes.sights = bundle.contract, Sights(sights)
-    prober = Prober(engine)
-    guess = [prober.judge(Photo.open(p.path), Limits(0)).score for p in photos]
-    rows: dict[str, Estimate | float] = {"rated_srcc": bootstrap(srcc, guess, [p.score for p in photos])}
-    found = {n: measured(Qcheck(f"{n} probes", prober, n), cases, vista, None) for n in (0, 3)}
+    prober, vista, cases = Prober(engine), images.vista, images.cases
+    rated = measured(Qcheck(f"{name}: rated@0", prober, 0), images.photos, images.rated, results)
+    rows: dict[str, Estimate | float] = {"rated_srcc": rated["srcc"]}
+    found = {n: measured(Qcheck(f"{name}: vista@{n}", prober, n), cases, vista, results) for n in (0, 3)}
     rows |= {f"vista_srcc_{probes}": row["srcc"] for probes, row in found.items()}
     rows |= {"vista_iou": found[3]["iou"], "vista_f1": found[3]["f1"]}
     rows["false_alarms_clean"] = found[3]["false_alarms_clean"]
@@ -206,6 +218,39 @@ def judged(
     timed = Qcheck("exported", Prober(Engine.open(bundle)), 0)
     rows["vista_ms_0"] = float(np.median([timed.judge(case).ms for case in spread(cases, TIMED)]))
     return rows
+
+
+def reference_of(name: str) -> str | None:
+    """The row that another is a change of; None for the one that all others come back to."""
+    stages, changed, _ = name.partition(", ")
+    return stages if changed else None if stages == "0+2" else "0+2"
+
+
+def gain(mine: Values, theirs: Values, truth: Values) -> float:
+    return srcc(mine, truth) - srcc(theirs, truth)
+
+
+def gains(line: dict[str, Any], other: dict[str, Any], images: Images) -> dict[str, Estimate]:
+    """How much better a row ranks than another, each by its line of rows.jsonl."""
+    found = {}
+    for what in GAINS:
+        root, cases = (images.rated, images.photos) if what.startswith("rated") else (images.vista, images.cases)
+        said = [kept_of(Path(one["judgements"]), f"{one['row']}: {what}") for one in (line, other)]
+        names = [case.path.relative_to(root).as_posix() for case in cases]
+        columns = [[row[name].score for name in names] for row in said]
+        truth, groups = [case.score for case in cases], [case.group for case in cases]
+        found[what] = bootstrap(gain, *columns, truth, groups=groups)
+    return found
+
+
+def front(lines: list[dict[str, Any]]) -> list[str]:
+    """The rows of rewards' weights that no other one of them beats both at ranking and at finding."""
+    points = {line["row"]: (line["vista_srcc_3"][0], line["vista_iou"][0]) for line in lines if ", a = " in line["row"]}
+    return [
+        row
+        for row, (rank, place) in points.items()
+        if not any(r >= rank and p >= place and (r, p) != (rank, place) for r, p in points.values())
+    ]
 
 
 def widened(bundle: Path, times: float) -> Path:
@@ -229,6 +274,20 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         figures = (f"{line[n]:.0f}" if isinstance(line[n], float) else str(Estimate(*line[n])) for n in COLUMNS)
         text += f"| {line['row']} | {' | '.join(figures)} |\n"
+    return text
+
+
+def changes(lines: list[dict[str, Any]], images: Images) -> str:
+    """How each row differs from that which it is a change of, where both are known; in Markdown."""
+    text = f"| row | against | {' | '.join(GAINS.values())} |\n|---|---|{'---|' * len(GAINS)}\n"
+    by_row = {line["row"]: line for line in lines}
+    for line in lines:
+        other = by_row.get(reference_of(line["row"]) or "")
+        if other is not None:
+            figures = " | ".join(
+                f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" for e in gains(line, other, images).values()
+            )
+            text += f"| {line['row']} | {other['row']} | {figures} |\n"
     return text
 
 
@@ -261,6 +320,8 @@ def main() -> int:
     _, cases = read_set(args.vista)
     cases = spread([c for c in cases if c.split == "test" and c.regions is not None], sizes.images)
     photos = spread([p for p in rated_photos(args.rated) if p.split == "test"], sizes.photos)
+    rated = [Case(photo.path, photo.score, photo.path.name) for photo in photos]
+    images = Images(args.vista, cases, args.rated, rated)
     for name, chain in rows.items():
         if (args.rows and name not in args.rows) or any(line["row"] == name for line in known):
             continue
@@ -270,13 +331,16 @@ def main() -> int:
         export(checkpoint, TRAINING / "MODEL_CARD.md", bundle, "fp32")
         if name in LARGER_VIEW:
             bundle = widened(bundle, LARGER_VIEW[name][1])
-        figures = judged(checkpoint, Bundle.open(bundle), runs.sights, args.vista, cases, photos)
+        results = checkpoint.with_suffix(".jsonl")
+        figures = judged(name, checkpoint, Bundle.open(bundle), runs.sights, images, results)
         flat = {key: value.as_list() if isinstance(value, Estimate) else value for key, value in figures.items()}
-        line = {"row": name, **flat}
+        line = {"row": name, **flat, "judgements": str(results)}
         known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes), "seed": args.seed})
         with kept.open("a") as file:
             file.write(json.dumps(known[-1]) + "\n")
     print(table(known))
+    print(changes(known, images))
+    print(f"Not beaten at both: {'; '.join(front(known)) or 'none of them was run'}")
     return 0
 
 

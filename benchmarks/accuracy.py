@@ -111,7 +111,7 @@ def localisation(cases: Sequence[Case], judged: Sequence[Judged]) -> dict[str, E
 
 def judgements(each: Scorer, cases: Sequence[Case], root: Path, results: Path | None) -> Iterator[Judged]:
     """Of each image in turn. Raises SetError for an image that cannot be read."""
-    kept = _kept(results, each.name)
+    kept = kept_of(results, each.name)
     for case in track(cases, each.name, console=Console(stderr=True), disable=not sys.stderr.isatty()):
         name = case.path.relative_to(root).as_posix()
         if name not in kept:
@@ -125,7 +125,8 @@ def judgements(each: Scorer, cases: Sequence[Case], root: Path, results: Path | 
         yield kept[name]
 
 
-def _kept(results: Path | None, name: str) -> dict[str, Judged]:
+def kept_of(results: Path | None, name: str) -> dict[str, Judged]:
+    """What a scorer made of each image, by the image's name, as far as a file of results holds it."""
     kept = {}
     if results is not None and results.exists():
         for line in results.read_text().splitlines():

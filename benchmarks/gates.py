@@ -192,8 +192,8 @@ def main() -> int:
     engine = Engine.open(bundle)
     rated = [p for p in rated_photos(args.rated) if p.split == "test"]
     try:
-        rows = rated_rows(engine, rated)
-        rows |= peer_rows(args.peers_python, rated)
+        rows = peer_rows(args.peers_python, rated)  # first, so that what is missing is said at once
+        rows |= rated_rows(engine, rated)
         rows |= vista_rows(str(args.model or "nano"), args.single_pass, args.vista, args.limit)
         if args.photos is not None:
             clean = [s.path for s in pristine_photos(args.photos) if s.split == "test"]

@@ -1,10 +1,12 @@
 """The ablation's rows: configs that train.py takes, each stage run once however many rows share it."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,6 +18,7 @@ from qcheck.bundle import Bundle
 library("torch")
 library("transformers")
 ablation = script("ablation", "benchmarks")
+Case = script("rated_sets", "benchmarks").Case
 train, config = script("train"), script("config")
 SIZES = ablation.Sizes(drill=12, lessons=10, policy=4, images=5, photos=6)
 PATHS = ("looked", "eyes", "encoder", "blind_looked", "blind_eyes", "rated", "vista")
@@ -78,6 +81,52 @@ def test_the_table_has_a_line_a_row() -> None:
     assert text[2].startswith("| 0+2 | 0.500 [0.400, 0.600] |")
     assert text[2].endswith("| 512 |")
     assert len({line.count("|") for line in text}) == 1
+
+
+def test_every_row_but_one_is_a_change_of_another() -> None:
+    names = ablation.rows_of(aimed=True)
+    assert {ablation.reference_of(name) for name in names} <= {None, *names}
+    assert [name for name in names if ablation.reference_of(name) is None] == ["0+2"]
+    assert ablation.reference_of("0+2+3, a = 1, b = 0.3") == "0+2+3"
+    assert ablation.reference_of("0+1+2+3") == "0+2"
+
+
+def test_rows_are_compared_image_by_image(tmp_path: Path) -> None:
+    """By differences whose interval is narrower than the rows' own, because both err on the same images."""
+    rng = np.random.default_rng(5)
+    cases = [Case(tmp_path / f"{i}.png", float(score), f"source {i // 2}") for i, score in enumerate(rng.random(60))]
+    shared = rng.normal(0, 0.3, 60)
+    lines = []
+    for row, spoilt in (("0+2", 0.01), ("0+1", 0.1)):
+        results, own = tmp_path / f"{row}.jsonl", rng.normal(0, spoilt, 60)
+        with results.open("w") as file:
+            for what in ablation.GAINS:
+                for case, error in zip(cases, shared + own, strict=True):
+                    judged = {"score": case.score + error, "ms": 1.0, "boxes": None, "probes": 0, "shift": None}
+                    about = {"scorer": f"{row}: {what}", "image": case.path.name}
+                    file.write(json.dumps({**about, **judged}) + "\n")
+        lines.append({"row": row, "judgements": str(results)})
+    images = ablation.Images(tmp_path, cases, tmp_path, cases)
+    base, other = lines
+    found = ablation.gains(other, base, images)["vista@3"]
+    assert found.value < 0
+    truth = [case.score for case in cases]
+    groups = [case.group for case in cases]
+    alone = ablation.bootstrap(ablation.srcc, (np.array(truth) + shared).tolist(), truth, groups=groups)
+    assert found.high - found.low < alone.high - alone.low
+    assert set(ablation.gains(base, base, images).values()) == {ablation.Estimate(0, 0, 0)}
+    text = ablation.changes(lines, images).splitlines()
+    assert len(text) == 3
+    assert text[2].startswith(f"| 0+1 | 0+2 | {found.value:+.3f} [")
+
+
+def test_what_nothing_beats_at_both_is_the_front() -> None:
+    points = {"a = 1, b = 1": (0.5, 0.3), "a = 1, b = 2": (0.4, 0.4), "a = 2, b = 1": (0.4, 0.3), "b": (0.9, 0.9)}
+    lines = [
+        {"row": f"0+2+3, {name}", "vista_srcc_3": [rank, 0, 1], "vista_iou": [place, 0, 1]}
+        for name, (rank, place) in points.items()
+    ]
+    assert ablation.front(lines) == ["0+2+3, a = 1, b = 1", "0+2+3, a = 1, b = 2"]
 
 
 def test_a_larger_view_is_the_same_model_with_more_pixels(tmp_path: Path) -> None:

@@ -119,9 +119,9 @@ class Speller:
     def say(self, example: Example, said: Sequence[str], weight: float = 1.0, score: float | None = None) -> None:
         """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the exact value of score tokens."""
         ids = [self.tokenizer.token_to_id(text) for text in said]
-        for offset, text in enumerate(said):
-            one_more = text == prompt.COMMA and offset > 0 and said[offset - 1] == prompt.DEFECT_CLOSE
-            finding = offset > 0 and said[offset - 1] == prompt.THINK_OPEN  # a kind
+        for offset, (before, text) in enumerate(zip(("", *said), said, strict=False)):
+            one_more = text == prompt.COMMA and before == prompt.DEFECT_CLOSE
+            finding = before == prompt.THINK_OPEN  # a kind
             nothing = text == prompt.DEFECTS_CLOSE and example.tokens[-1] == self.defects_id
             if text == prompt.THINK_CLEAN or nothing:
                 token_weight = CLEAN_WEIGHT
@@ -131,7 +131,7 @@ class Speller:
                 token_weight = CHOICE_WEIGHT
             elif text in self.kinds or text in DEFECT_LEVELS:
                 token_weight = WORD_WEIGHT
-            elif offset > 0 and said[offset - 1] in self.attribute_chunks:
+            elif before in self.attribute_chunks:
                 token_weight = ATTRIBUTE_WEIGHT
             else:
                 forced = text in prompt.CHUNKS or text.startswith('"')
