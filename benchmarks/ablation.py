@@ -7,7 +7,9 @@ Every row is a chain of stages of training/train.py, whose configs are written t
 common, and what was run is not run again. The eyes (stage 0) are the same in all rows but those that are blind to the
 survey (perceive's `survey = false`). Judged on the test splits of a Vista-like set and of rated photos by the runtime's
 loop over PyTorch, in fp32; what the eyes see of a view is kept in RUNS/sights, as all rows look at the same photos.
-Times are those of exported bundles, on a few images. Rows that are known stand in RUNS/rows.jsonl. Prints in Markdown
+Rows whose views differ are also exported and timed, on a few images. With `--start BUNDLE` all of them begin at the
+decoder of a bundle: one that never learned to read its eyes' numbers says little of what stage 3 does. Rows that are
+known stand in RUNS/rows.jsonl. Prints in Markdown
 the table of all of them, how each differs from the row it is a change of (same images, resampled together, which tells
 more than two intervals), and which of the rewards' weights no other beats both at ranking and at finding.
 """
@@ -16,7 +18,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ from sft import start_of
 from sights import Sights
 
 from qcheck.bundle import Bundle
-from qcheck.contract import CONTRACT_FILE
+from qcheck.contract import CONTRACT_FILE, Contract
 from qcheck.engine import Engine
 from qcheck.probe import Prober
 
@@ -56,9 +57,11 @@ COLUMNS: Final = {
     "vista_ms_0": "ms, 0 probes",
 }
 GAINS: Final = {"rated@0": "rated, SRCC", "vista@0": "Vista-like, SRCC, 0 probes", "vista@3": "3 probes"}
+BLIND: Final = "0+2, eyes without the survey"
 # Rows that are judged with a larger global view than another, whose model they share: what the survey is worth against
 # more pixels. As many times its pixels.
-LARGER_VIEW: Final = {"0+2, eyes without the survey, larger view": ("0+2, eyes without the survey", 1.36)}
+LARGER_VIEW: Final = {f"{BLIND}, larger view": (BLIND, 1.36)}
+TIMED_ROWS: Final = ("0+2", BLIND, *LARGER_VIEW)
 
 TIMED: Final = 9  # images
 
@@ -110,7 +113,7 @@ def rows_of(aimed: bool) -> dict[str, list[Step]]:
         "0+1+2": [drill, rank, lessons],
         "0+2+3": refined(),
         "0+1+2+3": [drill, rank, lessons, Step("refine", policy=refine)],
-        "0+2, eyes without the survey": [Step("drill", {"blind": True}), Step("sft", {**lessons.keys, "blind": True})],
+        BLIND: [Step("drill", {"blind": True}), Step("sft", {**lessons.keys, "blind": True})],
         "0+2, low:high 1:1": [drill, Step("sft", {"batch": batch(24, 24, aimed)})],
         "0+2, low:high 4:1": [drill, Step("sft", {"batch": batch(38, 10, aimed)})],
         "0+2, degradation only": [drill, Step("sft", {**lessons.keys, "context": False})],
@@ -127,7 +130,7 @@ def rows_of(aimed: bool) -> dict[str, list[Step]]:
 
 class Runs:
     """Where chains of stages are run, each once. `paths`: looked, eyes, encoder, blind_looked, blind_eyes, rated,
-    vista."""
+    vista, and start, the bundle whose decoder the first stage begins at, None for a fresh one."""
 
     def __init__(self, out: Path, paths: dict[str, Path | None], sizes: Sizes, seed: int) -> None:
         self.out, self.paths, self.sizes, self.seed = out, paths, sizes, seed
@@ -135,7 +138,7 @@ class Runs:
 
     def checkpoint(self, chain: list[Step], run: Callable[[str, Path], None]) -> Path:
         """That of the last stage of a chain. `run`: a stage of train.py by its config."""
-        start: Path | None = None
+        start = self.paths["start"]
         for step in chain:
             config = self.config(step, start)
             name = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
@@ -200,13 +203,12 @@ class Images:
 
 
 def judged(
-    name: str, checkpoint: Path, bundle: Bundle, sights: Path, images: Images, results: Path
+    name: str, checkpoint: Path, sights: Path, images: Images, results: Path, larger: float
 ) -> dict[str, Estimate | float]:
-    """`bundle`: the same model, exported, which names the size of its views; `results`: where what the row `name` says
-    of each image is kept."""
+    """`results`: where what the row `name` says of each image is kept; `larger`: as widened has it."""
     model, tokenizer, domain = start_of(checkpoint)
     engine = RecordingEngine(model.eval(), tokenizer, domain)
-    engine.contract, engine.eyes.sights = bundle.contract, Sights(sights)
+    engine.contract, engine.eyes.sights = widened(engine.contract, larger), Sights(sights)
     prober, vista, cases = Prober(engine), images.vista, images.cases
     rated = measured(Qcheck(f"{name}: rated@0", prober, 0), images.photos, images.rated, results)
     rows: dict[str, Estimate | float] = {"rated_srcc": rated["srcc"]}
@@ -215,9 +217,18 @@ def judged(
     rows |= {"vista_iou": found[3]["iou"], "vista_f1": found[3]["f1"]}
     rows["false_alarms_clean"] = found[3]["false_alarms_clean"]
     rows["crop_shift"] = measured(ForcedClean("forced", engine), cases, vista, None)["crop_shift"]
-    timed = Qcheck("exported", Prober(Engine.open(bundle)), 0)
-    rows["vista_ms_0"] = float(np.median([timed.judge(case).ms for case in spread(cases, TIMED)]))
     return rows
+
+
+def timed(checkpoint: Path, larger: float, cases: list[Case]) -> float:
+    """Milliseconds of one look by the exported model, median."""
+    from export_nano import export
+
+    bundle = export(checkpoint, TRAINING / "MODEL_CARD.md", checkpoint.with_suffix(".bundle"), "fp32").directory
+    contract = bundle / CONTRACT_FILE
+    contract.write_text(widened(Contract.from_json(contract.read_text()), larger).to_json())
+    look = Qcheck("exported", Prober(Engine.open(Bundle.open(bundle))), 0)
+    return float(np.median([look.judge(case).ms for case in spread(cases, TIMED)]))
 
 
 def reference_of(name: str) -> str | None:
@@ -253,14 +264,10 @@ def front(lines: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def widened(bundle: Path, times: float) -> Path:
-    """A copy of a bundle that looks at the whole photo with so many times the pixels."""
-    out = bundle.with_suffix(f".{times:g}.bundle")
-    shutil.copytree(bundle, out, dirs_exist_ok=True)
-    contract = Bundle.open(bundle).contract
+def widened(contract: Contract, times: float) -> Contract:
+    """Of a model that looks at the whole photo with so many times the pixels."""
     view = dataclasses.replace(contract.global_view, max_pixels=int(times * contract.global_view.max_pixels))
-    (out / CONTRACT_FILE).write_text(dataclasses.replace(contract, global_view=view).to_json())
-    return out
+    return dataclasses.replace(contract, global_view=view)
 
 
 def spread(things: list[Any], count: int) -> list[Any]:
@@ -268,11 +275,18 @@ def spread(things: list[Any], count: int) -> list[Any]:
     return [things[i] for i in sorted({round(i) for i in np.linspace(0, len(things) - 1, min(count, len(things)))})]
 
 
+def shown(figure: list[float] | float | None) -> str:
+    """A figure of rows.jsonl: with its interval, or milliseconds, or nothing."""
+    if figure is None:
+        return ""
+    return f"{figure:.0f}" if isinstance(figure, float) else str(Estimate(*figure))
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """Of rows.jsonl, in Markdown."""
     text = f"| row | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}\n"
     for line in lines:
-        figures = (f"{line[n]:.0f}" if isinstance(line[n], float) else str(Estimate(*line[n])) for n in COLUMNS)
+        figures = (shown(line.get(name)) for name in COLUMNS)
         text += f"| {line['row']} | {' | '.join(figures)} |\n"
     return text
 
@@ -295,7 +309,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("looked", "eyes", "encoder", "vista", "rated", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("blind-looked", "blind-eyes"):
+    for name in ("blind-looked", "blind-eyes", "start"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--rows", nargs="+", help="only these")
     for name, default in (("drill", 120), ("lessons", 120), ("policy", 20), ("images", 60), ("photos", 150)):
@@ -309,10 +323,8 @@ def main() -> int:
     if unknown := set(args.rows or ()) - set(rows):
         print(f"ablation.py: there is no row {sorted(unknown)[0]!r}; the rows are {', '.join(rows)}", file=sys.stderr)
         return 2
-    from export_nano import export
-
     sizes = Sizes(args.drill, args.lessons, args.policy, args.images, args.photos)
-    paths = {name: getattr(args, name) for name in ("looked", "eyes", "encoder", "blind_looked", "blind_eyes")}
+    paths = {name: getattr(args, name) for name in ("looked", "eyes", "encoder", "blind_looked", "blind_eyes", "start")}
     runs = Runs(args.out, {**paths, "rated": args.rated, "vista": args.vista}, sizes, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "rows.jsonl"
@@ -327,12 +339,10 @@ def main() -> int:
             continue
         started = time.monotonic()
         checkpoint = runs.checkpoint(chain, train)
-        bundle = checkpoint.with_suffix(".bundle")
-        export(checkpoint, TRAINING / "MODEL_CARD.md", bundle, "fp32")
-        if name in LARGER_VIEW:
-            bundle = widened(bundle, LARGER_VIEW[name][1])
-        results = checkpoint.with_suffix(".jsonl")
-        figures = judged(name, checkpoint, Bundle.open(bundle), runs.sights, images, results)
+        results, larger = checkpoint.with_suffix(".jsonl"), LARGER_VIEW.get(name, ("", 1.0))[1]
+        figures = judged(name, checkpoint, runs.sights, images, results, larger)
+        if name in TIMED_ROWS:
+            figures["vista_ms_0"] = timed(checkpoint, larger, cases)
         flat = {key: value.as_list() if isinstance(value, Estimate) else value for key, value in figures.items()}
         line = {"row": name, **flat, "judgements": str(results)}
         known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes), "seed": args.seed})

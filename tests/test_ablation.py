@@ -1,7 +1,7 @@
 """The ablation's rows: configs that train.py takes, each stage run once however many rows share it."""
 
+import dataclasses
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ Case = script("rated_sets", "benchmarks").Case
 train, config = script("train"), script("config")
 SIZES = ablation.Sizes(drill=12, lessons=10, policy=4, images=5, photos=6)
 PATHS = ("looked", "eyes", "encoder", "blind_looked", "blind_eyes", "rated", "vista")
+NO_START = {"start": None}
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Any:
-    return ablation.Runs(tmp_path, {name: tmp_path / name for name in PATHS}, SIZES, 3)
+    return ablation.Runs(tmp_path, {name: tmp_path / name for name in PATHS} | NO_START, SIZES, 3)
 
 
 def test_every_row_is_made_of_configs_that_are_taken(runs: Any) -> None:
@@ -46,6 +47,18 @@ def test_every_row_is_made_of_configs_that_are_taken(runs: Any) -> None:
     assert len(seen) == first
     starts = [one.start for one in seen]
     assert starts.count(None) == 2, "one drill, and one with blind eyes"
+
+
+def test_a_bundle_s_decoder_is_where_every_chain_begins(tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in (*PATHS, "start")}
+    runs, starts = ablation.Runs(tmp_path, paths, SIZES, 3), list[Any]()
+
+    def run(stage: str, path: Path) -> None:
+        starts.append(config.read(path, train.STAGES[stage][0]).start)
+
+    runs.checkpoint(ablation.rows_of(aimed=True)["0+2+3"], run)
+    assert starts[0] == tmp_path / "start"
+    assert [start.parent.name.split("-")[0] for start in starts[1:]] == ["drill", "sft"]
 
 
 def test_rows_differ_in_what_they_are_about(runs: Any) -> None:
@@ -129,11 +142,11 @@ def test_what_nothing_beats_at_both_is_the_front() -> None:
     assert ablation.front(lines) == ["0+2+3, a = 1, b = 1", "0+2+3, a = 1, b = 2"]
 
 
-def test_a_larger_view_is_the_same_model_with_more_pixels(tmp_path: Path) -> None:
-    shutil.copytree(Bundle.open(None).directory, tmp_path / "one.bundle")
-    one, other = (Bundle.open(path) for path in (tmp_path / "one.bundle", ablation.widened(tmp_path / "one.bundle", 2)))
-    assert other.contract.global_view.max_pixels == 2 * one.contract.global_view.max_pixels
-    assert other.contract.files == one.contract.files
+def test_a_larger_view_has_more_pixels_and_nothing_else_is_new() -> None:
+    contract = Bundle.open(None).contract
+    other = ablation.widened(contract, 2)
+    assert other.global_view.max_pixels == 2 * contract.global_view.max_pixels
+    assert dataclasses.replace(other, global_view=contract.global_view) == contract
     for shown, of in ablation.LARGER_VIEW.values():
         assert shown in ablation.rows_of(aimed=True)
         assert of > 1
