@@ -6,7 +6,8 @@
 SmolLM2-135M (smollm2.py) through the decoder graphs of export/ and the runtime's cache, token by token: perplexity on
 the first tokens of an English text (english.txt unless another is named) in float32, with the file's own 4-bit blocks,
 and rounded anew from what these hold by each way that export/ knows and needs no photos. Prints a table and one JSON
-line; `ratio` is to float32. Exit code 1 where the file's own blocks are more than 0.5%, or int8 more than 1%, beyond it.
+line; `ratio` is to float32. Exit code 1 where the file's own blocks are more than 0.5%, or int8 more than 1%, beyond
+it.
 """
 
 import argparse
