@@ -214,8 +214,8 @@ def _theirs(name: str) -> str:
 
 
 class AsPacked:
-    """A precision of export/: the file's own blocks, weight for weight, in MatMulNBits. Steps of 0 between two steps
-    make that operator unpack the weights and multiply in float32."""
+    """A precision of export/: the file's own blocks, weight for weight, in MatMulNBits, multiplied in float32, so that
+    what is left of a difference is the blocks'. (Steps of 0 between two steps make that operator unpack them.)"""
 
     name = "Q4_1"
 
@@ -226,7 +226,7 @@ class AsPacked:
 
         self.model, self.dtype = model, int(TensorProto.FLOAT)
         self._body = Blocks(Grid(4, BLOCK, symmetric=False, fractional=True), rounding=self._rounded)
-        self._head = Blocks(Grid(8, BLOCK), rounding=self._rounded)
+        self._head = Blocks(Grid(8, BLOCK), accuracy_level=1, rounding=self._rounded)
 
     @property
     def wide(self) -> "AsPacked":
