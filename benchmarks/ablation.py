@@ -132,8 +132,11 @@ class Runs:
     """Where chains of stages are run, each once. `paths`: looked, eyes, encoder, blind_looked, blind_eyes, rated,
     vista, and start, the bundle whose decoder the first stage begins at, None for a fresh one."""
 
-    def __init__(self, out: Path, paths: dict[str, Path | None], sizes: Sizes, seed: int) -> None:
-        self.out, self.paths, self.sizes, self.seed = out, paths, sizes, seed
+    def __init__(
+        self, out: Path, paths: dict[str, Path | None], sizes: Sizes, seed: int, rate: float | None = None
+    ) -> None:
+        """`rate`: of reinforcement; grpo.Settings' unless given."""
+        self.out, self.paths, self.sizes, self.seed, self.rate = out, paths, sizes, seed, rate
         self.sights = out / "sights"
 
     def checkpoint(self, chain: list[Step], run: Callable[[str, Path], None]) -> Path:
@@ -172,7 +175,7 @@ class Runs:
         keys["small"] = step.stage == "rank"
         for name in ("rated", "vista") if step.stage == "rank" else ("vista",):
             keys[name] = str(self.paths[name])
-        return {**keys, "policy": step.policy}
+        return {**keys, "policy": step.policy if self.rate is None else {**step.policy, "rate": self.rate}}
 
 
 def toml(table: dict[str, Any]) -> str:
@@ -315,6 +318,7 @@ def main() -> int:
     for name, default in (("drill", 120), ("lessons", 120), ("policy", 20), ("images", 60), ("photos", 150)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, help="of reinforcement; few steps want more than the usual one")
     args = parser.parse_args()
     rows = rows_of(any(args.looked.glob("aimed-*.jsonl")))
     rows |= {name: rows[of] for name, (of, _) in LARGER_VIEW.items()}
@@ -325,7 +329,7 @@ def main() -> int:
         return 2
     sizes = Sizes(args.drill, args.lessons, args.policy, args.images, args.photos)
     paths = {name: getattr(args, name) for name in ("looked", "eyes", "encoder", "blind_looked", "blind_eyes", "start")}
-    runs = Runs(args.out, {**paths, "rated": args.rated, "vista": args.vista}, sizes, args.seed)
+    runs = Runs(args.out, {**paths, "rated": args.rated, "vista": args.vista}, sizes, args.seed, args.rate)
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "rows.jsonl"
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -345,7 +349,8 @@ def main() -> int:
             figures["vista_ms_0"] = timed(checkpoint, larger, cases)
         flat = {key: value.as_list() if isinstance(value, Estimate) else value for key, value in figures.items()}
         line = {"row": name, **flat, "judgements": str(results)}
-        known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes), "seed": args.seed})
+        known.append({**line, "seconds": round(time.monotonic() - started), **vars_of(sizes)})
+        known[-1] |= {"seed": args.seed, "rate": args.rate}
         with kept.open("a") as file:
             file.write(json.dumps(known[-1]) + "\n")
     print(table(known))
