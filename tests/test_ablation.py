@@ -61,6 +61,13 @@ def test_a_bundle_s_decoder_is_where_every_chain_begins(tmp_path: Path) -> None:
     assert [start.parent.name.split("-")[0] for start in starts[1:]] == ["drill", "sft"]
 
 
+def test_reinforcement_may_have_a_rate_of_its_own(runs: Any, tmp_path: Path) -> None:
+    step = ablation.rows_of(aimed=True)["0+2+3"][-1]
+    faster = ablation.Runs(tmp_path, runs.paths, SIZES, 3, rate=1e-3)
+    assert faster.config(step, tmp_path / "x.pt")["policy"] == {**step.policy, "rate": 1e-3}
+    assert "rate" not in runs.config(step, tmp_path / "x.pt")["policy"]
+
+
 def test_rows_differ_in_what_they_are_about(runs: Any) -> None:
     made: dict[str, Any] = {}
 
