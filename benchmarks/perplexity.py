@@ -24,7 +24,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Before this folder, which has a decoder.py, too.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
 
 from checkpoint import Checkpoint

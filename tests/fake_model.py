@@ -40,8 +40,8 @@ Plan = Callable[[int, str], Sequence[Wanted]]
 def script(name: str, folder: str = "training") -> ModuleType:
     """A module out of a folder of scripts. Where its libraries are missing the test is skipped, but fails on CI."""
     path = str(ROOT / folder)
-    # First, because export/ and benchmarks/ both have a decoder.py.
-    sys.path[:] = [path, *(other for other in sys.path if other != path)]
+    if path not in sys.path:
+        sys.path.insert(0, path)
     return library(name)
 
 

@@ -14,7 +14,7 @@ from fake_model import library, script
 library("torch")
 library("transformers")
 library("gguf")
-script("architecture", "export")  # puts that folder before benchmarks, which has a decoder.py, too
+script("architecture", "export")  # which it imports from
 smollm2 = script("smollm2", "benchmarks")
 
 

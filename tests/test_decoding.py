@@ -1,7 +1,6 @@
-"""What benchmarks/decoder.py lets both sides do: the same tokens, each read once by the cache."""
+"""What benchmarks/decoding.py lets both sides do: the same tokens, each read once by the cache."""
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,18 +16,12 @@ library("torch")
 library("transformers")
 script("architecture", "export")
 script("smollm2", "benchmarks")
-PATH = Path(__file__).parent.parent / "benchmarks" / "decoder.py"
+decoding = script("decoding", "benchmarks")
 
 
 @pytest.fixture(scope="module")
 def speed() -> Any:
-    """By its path, because export/ has a module of this name."""
-    spec = spec_from_file_location("decoder_speed", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return decoding
 
 
 class Cache:
