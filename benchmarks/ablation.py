@@ -9,9 +9,9 @@ survey (perceive's `survey = false`). Judged on the test splits of a Vista-like 
 loop over PyTorch, in fp32; what the eyes see of a view is kept in RUNS/sights, as all rows look at the same photos.
 Rows whose views differ are also exported and timed, on a few images. With `--start BUNDLE` all of them begin at the
 decoder of a bundle: one that never learned to read its eyes' numbers says little of what stage 3 does. Rows that are
-known stand in RUNS/rows.jsonl. Prints in Markdown
-the table of all of them, how each differs from the row it is a change of (same images, resampled together, which tells
-more than two intervals), and which of the rewards' weights no other beats both at ranking and at finding.
+known stand in RUNS/rows.jsonl. Prints in Markdown the table of all of them, how each differs from the row it is a
+change of (same images, resampled together, which tells more than two intervals), and which of the rewards' weights no
+other beats both at ranking and at finding.
 """
 
 import argparse

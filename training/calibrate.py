@@ -18,11 +18,12 @@ from typing import Final
 
 import numpy as np
 from photos import rated_photos
+from vista import write_whole
 
 from qcheck.bundle import Bundle
 from qcheck.contract import CONTRACT_FILE
 from qcheck.engine import Engine
-from qcheck.errors import BundleError
+from qcheck.errors import QcheckError
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
 
@@ -54,7 +55,7 @@ def calibrate(directory: Path, photos: Sequence[tuple[Path, float]]) -> float:
     spreads = [v.score_std / bundle.contract.score_std_scale for v in verdicts]
     scale = round(scale_of(errors, spreads), 3)
     contract = dataclasses.replace(bundle.contract, score_std_scale=scale)
-    (directory / CONTRACT_FILE).write_text(contract.to_json())
+    write_whole(directory / CONTRACT_FILE, contract.to_json().encode())
     return scale
 
 
@@ -63,11 +64,14 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rated", type=Path, required=True)
     args = parser.parse_args()
-    photos = [(p.path, p.score) for p in rated_photos(args.rated) if p.split == "dev"]
     try:
+        photos = [(p.path, p.score) for p in rated_photos(args.rated) if p.split == "dev"]
         print(f"score_std_scale {calibrate(args.bundle, photos)}, by {len(photos)} photos")
-    except (BundleError, TooFewPhotos) as error:
+    except (QcheckError, TooFewPhotos) as error:
         print(f"calibrate.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"calibrate.py: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
         return 2
     return 0
 
