@@ -18,7 +18,6 @@ The last line is JSON; what could not be measured is null.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,10 +25,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
-
-from checkpoint import Checkpoint
 from perplexity import precisions
 from smollm2 import Missing, SmolLM2
 
@@ -163,22 +158,14 @@ def main() -> int:
         print(f"decoding.py: no precision {args.precision!r}; they are {'; '.join(known)}", file=sys.stderr)
         return 2
     import torch
-    from decoder import FORMS
     from transformers import AutoModelForCausalLM
-    from vision import VisionTower
-    from weights import FP32
 
     torch.set_num_threads(args.threads)
     ids = np.random.default_rng(0).integers(100, model.vocabulary, 2048).tolist()
     reference = AutoModelForCausalLM.from_pretrained(model.path.parent, gguf_file=model.path.name, dtype=torch.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        model.write(place / "checkpoint")
-        checkpoint = Checkpoint.open(place / "checkpoint")
-        VisionTower.write(checkpoint, FP32, place / "vision.onnx")
-        FORMS["gqa"].write(checkpoint, known[args.precision], place / "decoder.onnx")
-        backend = model.backend(place / "decoder.onnx", place / "vision.onnx", 2048, args.threads)
-        speaker = Speaker(backend, model.packed("embed_tokens").weights(), ids)
+    with model.exported() as exported:
+        backend = exported.backend(known[args.precision], 2048, args.threads)
+        speaker = Speaker(backend, model.weights("embed_tokens"), ids)
         calls = spoken(speaker)
         other = llama(model.path, args.threads)
         calls |= theirs(other, ids) if other is not None else {}

