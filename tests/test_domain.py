@@ -1,5 +1,6 @@
 """Another domain by config alone: scratches and dents on surfaces, from stage 0 to a model that speaks of them."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -106,6 +107,25 @@ def test_the_eyes_tell_scratches_from_dents(taught: Path) -> None:
         right.append(look.suspicions(evidence, domain.kinds)["suspicions"][0][4] == kind)
     assert np.mean(right) > 0.8
     assert json.loads((taught / "eyes" / "metrics.json").read_text())["global_token_auc"] > 0.8
+
+
+def test_eyes_that_begin_at_a_bundles_learn_what_they_are_told_to(
+    taught: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, _ = look.eyes_of(taught / "eyes" / "eyes.pt")
+    perceive = script("perceive")
+    monkeypatch.setattr(perceive, "Shipped", lambda path: path)
+    monkeypatch.setattr(perceive, "eyes_of_bundle", lambda shipped, domain: copy.deepcopy(begun))
+    text = f'[eyes]\ncells = "{cached}"\nout = "eyes"\nstart = "bundle"\ndamage_steps = 0\nquality_epochs = 1\n'
+    text += "attribute_epochs = 0\nthreads = 1\n"
+    (tmp_path / "folds.toml").write_text(text + DOMAIN)
+    assert train.main(["perceive", "--config", str(tmp_path / "folds.toml")]) == 2
+    assert "say folds = false" in capsys.readouterr().err
+    run(tmp_path, "perceive", text + "folds = false\n" + DOMAIN)
+    after, _ = look.eyes_of(tmp_path / "eyes" / "eyes.pt")
+    other = {name for name, value in begun.state_dict().items() if not torch.equal(after.state_dict()[name], value)}
+    assert other
+    assert all(name.startswith("quality.") for name in other)
 
 
 def test_the_model_speaks_of_nothing_else(taught: Path) -> None:

@@ -31,10 +31,12 @@ from look import perception_of
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
 from readings import learn_toll, readings_of
+from recover import eyes_of_bundle
 from regions import overlap_of
 from runs import RunError, descend, echo, save, seeded
 from samples import FOLDS, eyes_file, is_twin, spoilt, token_truth, tokens_of
 from scipy.stats import spearmanr
+from shipped import Shipped
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
 from summaries import SCORED, UNSEEN, Summaries, agreement, learn_quality
@@ -42,6 +44,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from visual import Damage, Perception, Quality, TokenInputs, perceived, surroundings
 
+from qcheck.bundle import BundleError
 from qcheck.tiles import Box
 
 LESSONS: Final = ("local", "aimed", "patched", "whole")  # kinds of sample whose damages are known
@@ -216,7 +219,8 @@ class Config:
     """`cells`: of encode.py. Without `folds`, only the eyes that saw all, and no context, no regions and no toll, which
     learn from eyes that did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what
     the survey is worth; `without`: degradations (degradations.BANK) that they never see, to measure how they do on
-    kinds of damage that nobody thought of."""
+    kinds of damage that nobody thought of. `start`: a bundle whose eyes are begun at, without folds, since they saw
+    all photos; what is taught for 0 steps or epochs stays as it is there."""
 
     cells: Path
     out: Path
@@ -230,8 +234,13 @@ class Config:
     folds: bool = True
     survey: bool = True
     without: tuple[str, ...] = ()
+    start: Path | None = None
     seed: int = 0
     threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.folds:
+            raise ValueError("start: the eyes of a bundle saw every fold; say folds = false")
 
 
 def teach(config: Config, domain: Domain = PHOTOS) -> None:
@@ -263,13 +272,14 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     placed = train | {kind: placed_of(train[kind]) for kind in ("local", "aimed")}
     for fold in todo:
         seeded(config.seed)
-        eyes = Perception(len(domain.kinds), len(domain.attributes))
-        seen = {kind: [item for item in placed[kind] if item.sample["fold"] != fold] for kind in LESSONS}
-        tokens = Tokens(seen, np.random.default_rng(config.seed), domain.kinds)
-        spent = f"{time.monotonic() - started:.0f} s"
-        print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
-        learn_damage(eyes.damage, tokens, config.damage_steps, config.rate, config.survey)
-        del tokens
+        eyes = first_eyes(config, domain)
+        if config.damage_steps:
+            seen = {kind: [item for item in placed[kind] if item.sample["fold"] != fold] for kind in LESSONS}
+            tokens = Tokens(seen, np.random.default_rng(config.seed), domain.kinds)
+            spent = f"{time.monotonic() - started:.0f} s"
+            print(f"without fold {fold}: {len(tokens.tokens)} tokens of {len(tokens.means)} views, {spent}", flush=True)
+            learn_damage(eyes.damage, tokens, config.damage_steps, config.rate, config.survey)
+            del tokens
         if summaries:
             learn_quality(eyes.quality, summaries.without(fold), config.rate, config.quality_epochs, config.survey)
         if broken:
@@ -310,6 +320,16 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     result |= told_apart(eyes.attributes, dev["whole"], domain.attributes)
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
+
+
+def first_eyes(config: Config, domain: Domain) -> Perception:
+    """Raises RunError."""
+    if config.start is None:
+        return Perception(len(domain.kinds), len(domain.attributes))
+    try:
+        return eyes_of_bundle(Shipped(config.start), domain)
+    except BundleError as error:
+        raise RunError(str(error)) from error
 
 
 def add(

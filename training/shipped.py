@@ -2,7 +2,7 @@
 checkpoint is gone.
 
 Convolutions, the projector's plain matrices and the embeddings are there as they were; matrices in blocks of 8 bits
-come back rounded.
+come back rounded. Its eyes are those that saw all photos: of the folds' (perceive.py) a bundle holds nothing.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,18 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import torch
+from nano_spec import LEAST_UNIT
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle
+from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle, BundleError
 from qcheck.embeddings import read_safetensor
 
 ENCODER: Final = "visual.encoder."
 PROJECTOR: Final = "visual.projector."
+EYES: Final = "visual.perception."
+TOKEN_STD: Final = "damage.std"  # of visual.Damage: its graph has LEAST_UNIT times it, and no name for that
 LAYER: Final = "text.layers."
 NORM: Final = "text.norm.weight"
 FROM_VIEW: Final = "from_view.weight"
@@ -49,6 +53,22 @@ class Shipped:
         state = {k.removeprefix(PROJECTOR): v for k, v in named.items() if k.startswith(PROJECTOR)}
         return {FROM_VIEW: multiplied[-1], **state}  # whatever has no name of its own was multiplied by last
 
+    def eyes(self) -> dict[str, Tensor]:
+        """Of visual.Perception, whose matrices are known by the biases that are added to them. Raises BundleError."""
+        graph, held = self._graph("vision")
+        state = {k.removeprefix(EYES): torch.from_numpy(v) for k, v in held.items() if k.startswith(EYES)}
+        by_output = dict(matrices(graph, held))
+        for node in graph.node:
+            bias = next((name for name in node.input if name.startswith(EYES) and name.endswith(".bias")), None)
+            factor = next((by_output[name] for name in node.input if name in by_output), None)
+            if node.op_type == "Add" and bias and factor is not None:
+                state[f"{bias.removeprefix(EYES).removesuffix('bias')}weight"] = factor
+        channels = state["regions.feature_std"].shape[0] // 2  # mean and spread of each
+        unnamed = [v for k, v in held.items() if "." not in k and v.shape == (channels,) and v.dtype == np.float32]
+        if len(unnamed) != 1:
+            raise BundleError(f"{self.bundle.path('vision')}: does not tell how its eyes measure tokens")
+        return {TOKEN_STD: torch.from_numpy(unnamed[0] / np.float32(LEAST_UNIT)), **state}
+
     def text(self) -> dict[str, Tensor]:
         """Of the language model: embeddings, layers, norm."""
         named, multiplied = self._weights("decoder")
@@ -61,19 +81,23 @@ class Shipped:
 
     def _weights(self, part: str) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The weights of a graph that have kept their names, and the matrices it multiplies by, in its order."""
-        graph = onnx.load(self.bundle.path(part)).graph
-        held = {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+        graph, held = self._graph(part)
         named = {name: torch.from_numpy(value) for name, value in held.items() if "." in name}
-        return named, list(matrices(graph, held))
+        return named, [matrix for _, matrix in matrices(graph, held)]
+
+    def _graph(self, part: str) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """A graph and its constants."""
+        graph = onnx.load(self.bundle.path(part)).graph
+        return graph, {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
 
 
-def matrices(graph: Any, held: dict[str, Any]) -> Iterator[Tensor]:
-    """(outputs, inputs), fp32, of every multiplication by a constant matrix."""
+def matrices(graph: Any, held: dict[str, NDArray[Any]]) -> Iterator[tuple[str, Tensor]]:
+    """Of every multiplication by a constant matrix, in order, its output's name and (outputs, inputs), fp32."""
     for node in graph.node:
         if node.op_type == "MatMulNBits":
             sizes = {a.name: a.i for a in node.attribute}
             blocks, scales = held[node.input[1]], held[node.input[2]].reshape(sizes["N"], -1, 1)
             whole = (blocks.astype(np.float32) - ZERO_POINT) * scales
-            yield torch.from_numpy(whole.reshape(sizes["N"], -1)[:, : sizes["K"]].copy())
+            yield node.output[0], torch.from_numpy(whole.reshape(sizes["N"], -1)[:, : sizes["K"]].copy())
         elif node.op_type == "MatMul" and node.input[1] in held:
-            yield torch.from_numpy(held[node.input[1]].T.copy())
+            yield node.output[0], torch.from_numpy(held[node.input[1]].T.copy())

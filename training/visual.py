@@ -19,7 +19,7 @@ from defects import PHOTOS
 from glance import CHANNELS as GLANCE_CHANNELS
 from glance import Glance
 from layers import SourceDropout, zeroed
-from nano_spec import CELLS_PER_SIDE, MERGE, PATCH_PX, SCORE_CENTRE
+from nano_spec import CELLS_PER_SIDE, LEAST_UNIT, MERGE, PATCH_PX, SCORE_CENTRE
 from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
 from toll import Toll
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class Damage(nn.Module):
     def normalised(self, tokens: Tensor, around: Tensor, mean: Tensor, spread: Tensor, size: Tensor) -> TokenInputs:
         """Of tokens (..., CELL_CHANNELS), what lies `around` each, the mean and spread of their views' cells, and the
         views' size (..., 1)."""
-        unit = spread + 0.1 * self.std
+        unit = spread + LEAST_UNIT * self.std
         relative, local = (tokens - mean) / unit, (tokens - around) / unit
         return TokenInputs(relative.clamp(-CLIP, CLIP), local.clamp(-CLIP, CLIP), size)
 
