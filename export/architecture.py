@@ -170,8 +170,6 @@ class Architecture:
         names = config.get("architectures") or [SUPPORTED]
         if names != [SUPPORTED]:
             raise ExportError(f"{CONFIG_FILE} names the architecture {names!r}; supported: {SUPPORTED}")
-        if config.get("quantization_config"):
-            raise ExportError(f"{CONFIG_FILE} has a quantization_config; export the checkpoint it was quantised from")
         text = _object(config.get("text_config", config), "text_config")
         vision = _object(config.get("vision_config"), "vision_config")
         made = cls(

@@ -29,7 +29,7 @@ from speech import TOKENIZER_FILE, check_speech, tokenizer_of
 from templates import language_of
 from trials import of_folder
 from vision import VisionTower
-from weights import Precision
+from weights import AsStored, Blocks, Precision
 
 from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle, data_name
 from qcheck.contract import CONTRACT_FILE, FORMAT, ZOOMING, Contract, DecoderSpec, Dialect, FileEntry
@@ -86,6 +86,7 @@ def export(
         raise ExportError(f"{out.parent} is not a directory; make it first")
     settings.quantisation.check(settings.precision)
     checkpoint = Checkpoint.open(directory)
+    _check_steps(checkpoint, settings)
     contract = _contract(checkpoint, settings)
     check_speech(contract, tokenizer_of(directory, checkpoint.architecture.text.vocabulary))
     _check_room(out.parent, checkpoint.architecture, settings.parts)
@@ -95,6 +96,29 @@ def export(
         made = Bundle.open(work)
         approve(made, checkpoint)
     return replace(made, directory=out)
+
+
+def _check_steps(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Raises ExportError if a checkpoint that is rounded already is to be rounded again."""
+    bits = BITS.get(settings.precision)
+    if checkpoint.bits is None or bits is None:
+        return
+    if bits != checkpoint.bits:
+        raise ExportError(
+            f"{checkpoint.directory} holds steps of {checkpoint.bits} bits; use --precision int{checkpoint.bits}, or"
+            " one of floats"
+        )
+    if settings.quantisation != Quantisation():
+        raise ExportError(
+            f"{checkpoint.directory} is quantised, and its steps are kept; leave out --algorithm, --block, --symmetric"
+            " and --calibration"
+        )
+
+
+def _decoder_of(checkpoint: Checkpoint, settings: Settings) -> Precision:
+    """Of what is decided before anything is calibrated."""
+    plain = settings.parts.decoder
+    return AsStored(checkpoint.rounded, plain) if checkpoint.bits and isinstance(plain, Blocks) else plain
 
 
 def _contract(checkpoint: Checkpoint, settings: Settings) -> Contract:
@@ -182,7 +206,8 @@ def _write_parts(checkpoint: Checkpoint, contract: Contract, settings: Settings,
     VisionTower.write(checkpoint, parts.vision, work / "vision.onnx")
     _write_embeddings(checkpoint, parts, work / "embeddings.safetensors")
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, work / TOKENIZER_FILE)
-    how = f", {settings.quantisation.described()}" if settings.precision in BITS else ""
+    rounded = "as it was quantised" if checkpoint.bits else settings.quantisation.described()
+    how = f", {rounded}" if settings.precision in BITS else ""
     _write(work / "MODEL_CARD.md", card_of(contract, checkpoint.directory, settings.form, how))
     decoder = _calibrated(checkpoint, contract, settings, work)
     FORMS[settings.form].write(checkpoint, decoder, work / "decoder.onnx")
@@ -203,7 +228,7 @@ def _calibrated(checkpoint: Checkpoint, contract: Contract, settings: Settings, 
     draft's decoder is gone from the disk before the real one is written, and it never has a contract there."""
     folder = settings.quantisation.calibration
     if folder is None:
-        return settings.parts.decoder
+        return _decoder_of(checkpoint, settings)
     from calibration import Calibration, conversations  # here, because transformers is not needed otherwise
 
     FORMS[settings.form].write(checkpoint, settings.parts.decoder, work / DRAFT)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 from architecture import VisionArchitecture
-from checkpoint import Checkpoint
+from checkpoint import QUANTIZATION, Checkpoint
 from errors import ExportError
 from machine import available_bytes
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from torch_decoder import TorchDecoder
 from qcheck.windows import PATCH_POSITIONS, PATCHES
 
 FLOAT_BYTES: Final = 4
+LANGUAGE: Final = "language_model."  # of transformers' names of what is `text.` here
 
 
 class Reference(TorchDecoder):
@@ -34,7 +35,12 @@ class Reference(TorchDecoder):
         transformers.logging.disable_progress_bar()
         kind = transformers.Qwen2_5_VLForConditionalGeneration
         try:
-            model = kind.from_pretrained(checkpoint.directory, dtype=torch.float32)
+            if checkpoint.bits is None:
+                model = kind.from_pretrained(checkpoint.directory, dtype=torch.float32)
+            else:
+                model = unpacked(kind, checkpoint)
+        except ExportError:
+            raise
         except Exception as error:  # transformers raises whatever its parts do
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ExportError(f"{checkpoint.directory} cannot be loaded by transformers ({reason})") from None
@@ -52,6 +58,22 @@ class Reference(TorchDecoder):
             times, grid_thw=torch.tensor([[1, rows, cols]])
         ).pooler_output.numpy()
         return tokens
+
+
+def unpacked(kind: Any, checkpoint: Checkpoint) -> Any:
+    """A model of the weights that a checkpoint's steps stand for: transformers would want gptqmodel to read them, and
+    would multiply in halves. Raises ExportError, or whatever transformers does."""
+    config = transformers.AutoConfig.from_pretrained(checkpoint.directory)
+    if hasattr(config, QUANTIZATION):
+        del config.quantization_config
+    model = kind._from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        ours = name.removeprefix("model.")
+        if ours.startswith(LANGUAGE):
+            ours = f"text.{ours.removeprefix(LANGUAGE)}"
+        parameter.data = torch.from_numpy(checkpoint.read(ours))
+    model.tie_weights()
+    return model
 
 
 def check_memory(checkpoint: Checkpoint, beside_bytes: float, instead: str) -> None:

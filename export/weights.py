@@ -1,5 +1,6 @@
 """How the weights of linear layers are stored and multiplied: one class for each way, all with the same `linear`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -8,7 +9,7 @@ from errors import ExportError
 from graph import MICROSOFT, Graph
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from rounding import Grid, Matrix, Nearest, Rounding
+from rounding import Grid, Matrix, Nearest, Rounded, Rounding
 
 FLOAT_BYTES: Final = 4
 
@@ -137,3 +138,51 @@ class Blocks:
         even = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
         packed: NDArray[np.uint8] = even[..., ::2] | (even[..., 1::2] << 4).astype(np.uint8)
         return packed
+
+
+@dataclass(frozen=True, slots=True)
+class AsStored:
+    """A precision: layers that a checkpoint holds as steps keep them, all others are rounded as `other` says. `stored`:
+    those of a weight, by its name, or None."""
+
+    stored: Callable[[str], Rounded | None]
+    other: Blocks
+
+    @property
+    def name(self) -> str:
+        return self.other.name
+
+    @property
+    def dtype(self) -> int:
+        return self.other.dtype
+
+    @property
+    def wide(self) -> Precision:
+        return self
+
+    @property
+    def bytes_a_weight(self) -> float:
+        return self.other.bytes_a_weight
+
+    def linear(self, graph: Graph, x: str, name: str, weight: Matrix, bias: Matrix | None = None) -> str:
+        found = self._joined(name)
+        if found is None:
+            return self.other.linear(graph, x, name, weight, bias)
+        bits = self.other.grid.bits
+        symmetric = bool((found.zeros == 2 ** (bits - 1)).all())
+        grid = Grid(bits, found.steps.shape[2], symmetric)
+        return Blocks(grid, self.other.accuracy_level, lambda *_: found).linear(graph, x, name, weight, bias)
+
+    def _joined(self, name: str) -> Rounded | None:
+        """Of a layer that may be several of the checkpoint's, one after the other. Raises ExportError."""
+        if not name.endswith(".qkv_proj"):
+            return self.stored(f"{name}.weight")
+        names = [f"{name.removesuffix('qkv_proj')}{part}_proj.weight" for part in "qkv"]
+        found = [part for part in map(self.stored, names) if part is not None]
+        if not found:
+            return None
+        if len(found) < len(names) or len({part.steps.shape[1:] for part in found}) > 1:
+            raise ExportError(
+                f"{name}: queries, keys and values are rounded in different ways, and are multiplied at once"
+            )
+        return Rounded(*(np.concatenate(part) for part in zip(*found, strict=True)))

@@ -49,6 +49,7 @@ onnx = library("onnx")
 safetensors = library("safetensors.torch")
 architecture = script("architecture", "export")
 checkpoints = script("checkpoint", "export")
+shards = script("shards", "export")
 decoders = script("decoder", "export")
 errors = script("errors", "export")
 graph_files = script("graph", "export")
@@ -172,9 +173,9 @@ def everything(folder: Path) -> dict[str, Any]:
 
 def restore(folder: Path, tensors: dict[str, Any]) -> None:
     """Writes all tensors into the one file of a small checkpoint."""
-    for path in (*folder.glob("*.safetensors"), folder / checkpoints.INDEX_FILE):
+    for path in (*folder.glob("*.safetensors"), folder / shards.INDEX_FILE):
         path.unlink(missing_ok=True)
-    safetensors.save_file(tensors, folder / checkpoints.SINGLE_FILE)
+    safetensors.save_file(tensors, folder / shards.SINGLE_FILE)
 
 
 def change_json(path: Path, change: Edit) -> None:
@@ -315,8 +316,8 @@ BAD_CONFIGS: Final[dict[str, tuple[Edit, str]]] = {
         "names the architecture ['Qwen2_5_VLForTokenClassification']; supported: Qwen2_5_VLForConditionalGeneration",
     ),
     "quantised": (
-        lambda config: config.update(quantization_config={"bits": 4}),
-        "has a quantization_config; export the checkpoint it was quantised from",
+        lambda config: config.update(quantization_config={"quant_method": "bitsandbytes"}),
+        "config.json is of 'bitsandbytes'; supported: gptq, as gptqmodel writes it. Or export the checkpoint that was",
     ),
     "yarn": (rope_set(rope_type="yarn"), "asks for the rope type 'yarn'; supported: default, mrope"),
     "yarn beside M-RoPE": (
@@ -394,9 +395,9 @@ def test_what_is_no_checkpoint_is_refused(copied: Path) -> None:
 
 
 def test_missing_and_damaged_shards_are_refused(copied: Path) -> None:
-    index = copied / checkpoints.INDEX_FILE
-    shards = json.loads(index.read_text())["weight_map"]
-    name, shard = "model.norm.weight", copied / shards["model.norm.weight"]
+    index = copied / shards.INDEX_FILE
+    places = json.loads(index.read_text())["weight_map"]
+    name, shard = "model.norm.weight", copied / places["model.norm.weight"]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
     assert f"{shard.name} is not a whole safetensors file" in refused(copied)
@@ -404,7 +405,7 @@ def test_missing_and_damaged_shards_are_refused(copied: Path) -> None:
     assert f"lacks the shard {shard.name} that {index.name} names" in refused(copied)
     shard.write_bytes(whole)
 
-    other = next(file for file in shards.values() if file != shard.name)
+    other = next(file for file in places.values() if file != shard.name)
     change_json(index, lambda content: content["weight_map"].update({name: other}))
     assert f"{other} has no tensor {name}, although {index.name} says so" in refused(copied)
     change_json(index, lambda content: content["weight_map"].pop(name))
@@ -417,7 +418,7 @@ def test_missing_and_damaged_shards_are_refused(copied: Path) -> None:
 
 
 def test_pickled_weights_are_refused(copied: Path) -> None:
-    for path in (*copied.glob("*.safetensors"), copied / checkpoints.INDEX_FILE):
+    for path in (*copied.glob("*.safetensors"), copied / shards.INDEX_FILE):
         path.unlink()
     assert "has neither model.safetensors.index.json nor model.safetensors" in refused(copied)
     (copied / "pytorch_model-00001-of-00002.bin").write_bytes(b"")

@@ -29,6 +29,7 @@ transformers = library("transformers")
 onnx = library("onnx")
 calibration = script("calibration", "export")
 checkpoints = script("checkpoint", "export")
+shards = script("shards", "export")
 command = script("export", "export")
 decoders = script("decoder", "export")
 errors = script("errors", "export")
@@ -376,7 +377,7 @@ LOUD_ATTENTION: Final = {"self_attn.v_proj": 32768.0, "self_attn.o_proj": 1 / 32
 def loud(folder: Path, factors: dict[str, float]) -> Path:
     """A checkpoint with parts of its first decoder layer scaled."""
     qwen.save_checkpoint(folder)
-    path, storage = folder / checkpoints.SINGLE_FILE, library("safetensors.torch")
+    path, storage = folder / shards.SINGLE_FILE, library("safetensors.torch")
     tensors = storage.load_file(path)
     for part, factor in factors.items():
         for kind in ("weight", "bias"):
