@@ -614,18 +614,13 @@ def test_other_eyes_can_take_the_place_of_a_bundles(made: Made, tmp_path: Path) 
     assert all(torch.equal(held[name], value) for name, value in eyes.state_dict().items())
 
 
-def test_eyes_of_before_the_glance_see_none(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eyes_of_other_code_are_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     held = shipped.Shipped(made.fp32.directory)
-    state, seen = held.eyes(), vision_side.SEEN_CHANNELS
-    summaries = {f"{part}.{name}" for part in recover.SUMMARIES for name in ("mean", "std", "ridge.weight")}
-    narrow = {k: v[..., :seen] if k in summaries else v for k, v in state.items()}
-    monkeypatch.setattr(held, "eyes", lambda: dict(narrow))
-    old, todays = recover.eyes_of_bundle(held), made.model.model.visual.perception
-    cells_of_it, glances = torch.rand(1, 8, 8, cells.CELL_CHANNELS), torch.randn(2, 1, vision_side.GLANCE_CHANNELS)
-    with torch.inference_mode():
-        said = [old.quality(cells_of_it, glance) for glance in glances]
-        assert torch.equal(*said)
-        assert not torch.equal(*(todays.quality(cells_of_it, glance) for glance in glances))
+    state = held.eyes()
+    del state["toll.slope"]
+    monkeypatch.setattr(held, "eyes", lambda: state)
+    with pytest.raises(runs.RunError, match=r"do not fit this code.*toll\.slope"):
+        recover.eyes_of_bundle(held)
 
 
 def test_a_graph_that_does_not_tell_its_weights_apart_is_refused(made: Made, tmp_path: Path) -> None:

@@ -110,3 +110,23 @@ def test_scenes_that_are_bad_all_over_come_more_often() -> None:
         "place twin": 1,
         "clean": 1,
     }
+
+
+def test_what_was_known_is_taught_by_what_knew_it(model: Any) -> None:
+    """Of two conversations, one with a score: that is as wanted, the rest as the model of before would say it."""
+    size, length = tokenizer().get_vocab_size(), 5
+    before = sft.Trainer(SimpleNamespace(lm_head=lambda hidden: hidden), sft.Targets(tokenizer()), image_id=-1)
+    hidden = torch.randn(2, length, size)
+    before.hidden = lambda _: (hidden, None, None)
+    rows, cols = torch.tensor([0, 0, 1]), torch.tensor([2, 4, 3])
+    examples = [SimpleNamespace(exact_scores={4: 3.2}), SimpleNamespace(exact_scores={})]
+    wanted = torch.rand(3, size)
+    found = before.unless_scored(examples, rows, cols, wanted)
+    assert torch.equal(found[1], wanted[1])
+    assert_allclose(found[0], hidden[0, 1].softmax(-1), atol=1e-6)
+    assert_allclose(found[2], hidden[1, 2].softmax(-1), atol=1e-6)
+
+
+def test_scores_alone_need_a_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs a start"):
+        sft.Config(tmp_path, tmp_path, tmp_path, scores_alone=True)

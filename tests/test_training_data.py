@@ -332,11 +332,20 @@ def test_examples_are_consistent(pool: list[Any], name: str) -> None:
         assert not weights[np.array(example.tokens) == image].any(), "image tokens are never taught"
         assert weights.min() >= 0
         assert len(example.exact_scores) == 1
+        views = script("toll").overall([shown.toll for shown in example.views])
         for place, score in example.exact_scores.items():
-            assert score == sample["score"]
+            assert score == (views if name in ("local", "clean") else sample["score"])
             assert said[place] == narration.score_token(score)
             assert said[place - 1] == prompt.ANSWER_OPEN
             assert weights[place] == narration.SCORE_WEIGHT
+
+
+def test_a_large_photo_that_is_bad_all_over_has_its_true_score(pool: list[Any]) -> None:
+    narration = script("narrator")
+    sample = {**pool[0].sample, "defects": pool[3].sample["defects"]}
+    for seed in range(10):
+        narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed))
+        assert list(narrator.local(pool[0]._replace(sample=sample)).exact_scores.values()) == [sample["score"]]
 
 
 def test_tokens_are_left_out_at_random(pool: list[Any]) -> None:
@@ -573,7 +582,7 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
-    """And the least of its score and the tolls, and its attributes. It decides nothing: its numbers and words are."""
+    """And what the tolls come to, and its attributes. It decides nothing: its numbers and words are."""
     narration = script("narrator")
     read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS}
     scores = set()
@@ -582,9 +591,10 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
         example = narrator.drill(pool[0])
         said = texts(example)
         assert len(example.views) == 1 + len(SUSPECTED)
-        score = 2.5 if "near" in {shown.role for shown in example.views} else 3.0
-        assert list(example.exact_scores.values()) == [score]
-        assert said[next(iter(example.exact_scores))] == str(score)
+        near_ones = sum(shown.role == "near" for shown in example.views)
+        score = 0.5 * (2.5 if near_ones else 4.0) + 0.5 * (4.0 - 1.5 * near_ones / len(example.views))
+        assert list(example.exact_scores.values()) == pytest.approx([score])
+        assert float(said[next(iter(example.exact_scores))]) == pytest.approx(score, abs=0.06)
         named = zip(defects.PHOTOS.attributes, ATTRIBUTES, strict=True)
         assert all(said[said.index(prompt.attribute_chunk(name)) + 1] == str(value) for name, value in named)
         scores.add(score)
@@ -600,7 +610,9 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
             assert said[start + 3] == DEFECT_LEVELS[1]
             spoken = [int(said[start + 5 + 2 * i]) for i in range(4)]
             assert_allclose(spoken, [1000 * c for c in crop.suspicions[0][:4]], atol=6)
-    assert scores == {2.5, 3.0}
+    assert len(scores) > 1
+    small = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(0)).drill(pool[4])
+    assert list(small.exact_scores.values()) == [3.0]  # of a small photo, what its view is rated at
 
 
 def turns(example: Any) -> Iterator[tuple[bool, bool, list[int], list[float]]]:

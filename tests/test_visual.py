@@ -433,7 +433,6 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
         quality_epochs=0,
         context_steps=2,
         regions_steps=2,
-        toll_steps=2,
         threads=1,
     )
     perceive.teach(config)
@@ -441,8 +440,8 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     for fold, checkpoint in kept.items():
         assert checkpoint["context"] == 2
         assert (checkpoint["regions"], checkpoint["toll"]) == (2, 2)
-        for taught in ("context.leave", "regions.judge.7", "toll.networks.0.7"):
-            assert checkpoint["eyes"][f"{taught}.weight"].abs().max() > 0
+        for taught in ("context.leave.weight", "regions.judge.7.weight", "toll.level"):
+            assert checkpoint["eyes"][taught].abs().max() > 0
         first = checkpoint["eyes"]["damage.relative.2.weight"][0, 0].item()
         assert [folds for weight, folds in read if weight == first and folds] == ([{fold}] if fold else [])
     before = {path.name: path.read_bytes() for path in config.out.glob("*.pt")}

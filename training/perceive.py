@@ -57,7 +57,6 @@ SEVERITY_WEIGHT: Final = 2.0
 DAMAGE_DECAY: Final = 0.1
 FOUND_IOU: Final = 0.2
 CONTEXT_RATE: Final = 2.0  # times the rate of the others
-TOLL_RATE: Final = 2.0
 
 Read = TypeVar("Read")
 
@@ -229,7 +228,6 @@ class Config:
     attribute_epochs: int = 60
     context_steps: int = 600
     regions_steps: int = 1500
-    toll_steps: int = 1500
     rate: float = 1e-3
     folds: bool = True
     survey: bool = True
@@ -289,6 +287,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     compared = {kind: placed[kind] for kind in COMPARED}
     add(
         "context",
+        config.context_steps,
         config,
         compared,
         domain,
@@ -299,6 +298,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     )
     add(
         "regions",
+        config.regions_steps,
         config,
         compared,
         domain,
@@ -307,11 +307,12 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     )
     add(
         "toll",
+        config.regions_steps,  # without which no place is stronger than another
         config,
-        {kind: train[kind] for kind in LESSONS},
+        compared,
         domain,
         lambda eyes, items: [readings_of(eyes, items)],
-        lambda eyes, readings, rng: learn_toll(eyes.toll, readings, config.toll_steps, TOLL_RATE * config.rate, rng),
+        lambda eyes, readings, _: learn_toll(eyes.toll, readings),
     )
     eyes = perception_of(torch.load(eyes_file(config.out, None), weights_only=True), domain)
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | agreement(
@@ -334,6 +335,7 @@ def first_eyes(config: Config, domain: Domain) -> Perception:
 
 def add(
     name: str,
+    steps: int,
     config: Config,
     train: dict[str, list[Item]],
     domain: Domain,
@@ -341,8 +343,7 @@ def add(
     learn: Callable[[Perception, list[Read], np.random.Generator], None],
 ) -> None:
     """Teaches one more part of all eyes from what those before it make of photos they never saw, and writes them again,
-    those that saw all last: who has it is done. `name`: of the part, and of the steps in the config."""
-    steps = getattr(config, f"{name}_steps")
+    those that saw all last: who has it is done. `name`: of the part; without `steps` it is not taught."""
     if not config.folds or not steps:
         return
     kept = kept_of(config, train)

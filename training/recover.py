@@ -12,41 +12,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import vocabulary as words
 from defects import PHOTOS, Domain
 from look import eyes_of
 from runs import RunError, save
 from sft import fresh, take_over
 from shipped import Shipped
-from summaries import UNSEEN
-from torch import Tensor
 from visual import Perception
 
 from qcheck.bundle import BundleError
-
-SUMMARIES = ("quality", "attributes")  # parts that read summaries of views
 
 
 def eyes_of_bundle(shipped: Shipped, domain: Domain = PHOTOS) -> Perception:
     """Raises BundleError, or RunError where they are not those of today's code."""
     eyes = Perception(len(domain.kinds), len(domain.attributes))
-    state = shipped.eyes()
-    for part in SUMMARIES:
-        widen(state, part, eyes)
     try:
-        eyes.load_state_dict(state)
+        eyes.load_state_dict(shipped.eyes())
     except RuntimeError as error:
-        raise RunError(f"{shipped.bundle.directory}: its eyes do not fit this code: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RunError(f"{shipped.bundle.directory}: its eyes do not fit this code ({reason})") from error
     return eyes.eval()
-
-
-def widen(state: dict[str, Tensor], part: str, eyes: Perception) -> None:
-    """What bundles until 0.7.1 do not have, a glance, tells their summaries nothing."""
-    for name, unseen in (("mean", 0.0), ("std", UNSEEN), ("ridge.weight", 0.0)):
-        held, wanted = state[f"{part}.{name}"], eyes.get_buffer(f"{part}.mean").shape[0]
-        more = held.new_full((*held.shape[:-1], max(0, wanted - held.shape[-1])), unseen)
-        state[f"{part}.{name}"] = torch.cat((held, more), -1)
 
 
 def recovered(bundle: Path, eyes_at: Path | None) -> dict[str, Any]:

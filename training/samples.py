@@ -18,6 +18,7 @@ TOKEN_FILLED: Final = 0.4  # a token filled this much by a defect is damaged
 TOKEN_TOUCHED: Final = 0.08
 DAMAGE_INSIDE: Final = 0.3  # so is one that holds this much of a defect
 FOLDS: Final = "folds.json"  # beside eyes: the fold of every training photo, by file name
+WINDOW_ROLE: Final = "window"  # of a part of a small photo, which stands for a crop
 SEEN_SHARE: Final = 0.25  # a crop that holds less than this of a damage does not show it
 
 

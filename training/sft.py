@@ -6,6 +6,7 @@ probing conversations over big photos, and a little of the drill. Score and coor
 Gaussian around the truth), and the expected score a squared error besides. Weights are averaged (EMA).
 """
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -64,8 +65,10 @@ class Targets:
 
 
 class Trainer:
-    def __init__(self, model: Nano, targets: Targets, image_id: int) -> None:
-        self.model, self.targets, self.image_id = model, targets, image_id
+    def __init__(self, model: Nano, targets: Targets, image_id: int, before: "Trainer | None" = None) -> None:
+        """`before`: of a model that teaches this one all but the scores of photos, so that it learns those without
+        forgetting the rest (Li and Hoiem 2016)."""
+        self.model, self.targets, self.image_id, self.before = model, targets, image_id, before
 
     def tokens(self, examples: list[Example]) -> Tensor:
         """(sum of tokens, hidden) image tokens of all views, in order, as they enter the decoder."""
@@ -105,6 +108,18 @@ class Trainer:
         expected = logits[:, self.targets.score_ids].softmax(-1) @ self.targets.score_values
         return expected, torch.tensor([a[2] for a in at])
 
+    @torch.no_grad()
+    def unless_scored(self, examples: list[Example], rows: Tensor, cols: Tensor, wanted: Tensor) -> Tensor:
+        """(n, vocabulary): `wanted` of the tokens (`rows`, `cols`) that are scores of photos; of the others, how likely
+        this model thinks each."""
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, _, _ = self.hidden(examples)
+            said = self.model.lm_head(hidden[rows, cols - 1]).float().softmax(-1)
+        scored = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+        for row, example in enumerate(examples):
+            scored[row, list(example.exact_scores)] = True
+        return torch.where(scored[rows, cols][:, None], wanted, said)
+
     def misread(self, drills: list[Example]) -> NDArray[np.float32]:
         """(calls, 2) mean error, in hundredths of the view, of the coordinates of each call and each finding, which
         follow each other in a drill: how well the decoder says what perception proposes."""
@@ -124,7 +139,10 @@ class Trainer:
             rows, cols = torch.nonzero(weights, as_tuple=True)
             logits = self.model.lm_head(hidden[rows, cols - 1]).float()
             expected, truth = self.scores(hidden, examples)
-        picked = (self.targets.table[ids[rows, cols]] * F.log_softmax(logits, -1)).sum(1)
+        wanted = self.targets.table[ids[rows, cols]]
+        if self.before is not None:
+            wanted = self.before.unless_scored(examples, rows, cols, wanted)
+        picked = (wanted * F.log_softmax(logits, -1)).sum(1)
         loss = -(weights[rows, cols] * picked).sum() / weights.sum()
         error = ((expected - truth) ** 2).sum() / max(1, len(truth))  # a drill has no scores
         return loss + EXPECTED_WEIGHT * error, {"loss": float(loss.detach()), "mse": float(error.detach())}
@@ -209,7 +227,8 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
 class Config:
     """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with (`encoder` may be a bundle); `start`: a
     checkpoint of stage 1 to go on from, or a bundle, of which only what comes after the eyes is taken; `batch`:
-    conversations of a step, by kind of sample; `context`: see narrator.Narrator."""
+    conversations of a step, by kind of sample; `context`: see narrator.Narrator; `scores_alone`: for the rest, `start`
+    is the teacher."""
 
     looked: Path
     eyes: Path
@@ -226,6 +245,7 @@ class Config:
         default_factory=lambda: {"rated": 24, "patched": 4, "whole": 4, "local": 4, "aimed": 12}
     )
     context: bool = True
+    scores_alone: bool = False
     seed: int = 0
     threads: int = 2
 
@@ -234,6 +254,8 @@ class Config:
             raise ValueError(f"batch: there is no kind of sample {sorted(unknown)[0]!r}; they are {', '.join(LOOKED)}")
         if not 0 <= self.drill_steps <= self.steps:
             raise ValueError("drill_steps must be 0 to steps")
+        if self.scores_alone and self.start is None:
+            raise ValueError("scores_alone: needs a start, which knows the rest")
 
 
 def fresh(tokenizer: Any, encoder: Path | None, eyes: Perception, domain: Domain) -> Nano:
@@ -300,7 +322,11 @@ def teach(settings: Config) -> None:
         model.load_state_dict(checkpoint_of(settings.start, "model")["model"])
     speller = Speller(tokenizer, domain=domain)
     narrator = Narrator(Speller(tokenizer, rng, domain), rng, settings.context)
-    trainer = Trainer(model, Targets(tokenizer), speller.image_id)
+    targets = Targets(tokenizer)
+    before = None
+    if settings.scores_alone:
+        before = Trainer(copy.deepcopy(model).requires_grad_(False), targets, speller.image_id)
+    trainer = Trainer(model, targets, speller.image_id, before)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizers = optimizers_of(model, settings.rate, settings.decay)
     learned = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}

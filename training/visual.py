@@ -251,7 +251,7 @@ class Perception(nn.Module):
         super().__init__()
         self.damage, self.context = Damage(kinds), Context(kinds, OPINIONS)
         self.regions = Regions(kinds, OPINIONS)
-        self.quality, self.toll = Quality(), Toll(kinds)
+        self.quality, self.toll = Quality(), Toll()
         self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS, ATTRIBUTE_RIDGE_SHARE)
 
     def around(self, cells: Tensor) -> Tensor:
@@ -286,8 +286,8 @@ class Perception(nn.Module):
         kinds, levels, severity = told(kinds, levels, severity)
         places = torch.stack([self.regions(view) for view in maps])
         score = self.quality(cells, glances)
-        toll = self.toll(self.toll.inputs(kinds, severity, score, places))
-        return Evidence(kinds, levels, severity, score, toll, self.attributes(cells, glances), places)
+        toll, attributes = self.toll(places), self.attributes(cells, glances)
+        return Evidence(kinds, levels, severity, score, toll, attributes, places)
 
 
 def perceived(perception: Perception, views: Sequence[Tensor], glances: Sequence[Tensor]) -> list[Evidence]:
