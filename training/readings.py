@@ -6,7 +6,6 @@ from typing import Final
 import numpy as np
 import torch
 from glance import glance_of
-from nano_spec import SCORE_CENTRE
 from regions import Proposals
 from runs import RunError
 from samples import toll_of
@@ -71,4 +70,4 @@ def learn_toll(toll: Toll, readings: list[Readings]) -> None:
     slope = weights @ ((strengths - middle) * (tolls - height)) / spread.clamp(min=LEAST_SPREAD)
     with torch.no_grad():
         toll.slope.fill_(float(slope))
-        toll.level.fill_(float(height - slope * middle) - SCORE_CENTRE)
+        toll.level.fill_(float(height - slope * middle))

@@ -21,11 +21,12 @@ class Toll(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.level, self.slope = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        # `level` is the toll of a place that is as likely broken as not.
+        self.level, self.slope = nn.Parameter(torch.full((1,), SCORE_CENTRE)), nn.Parameter(torch.zeros(1))
 
     def forward(self, places: Tensor) -> Tensor:
         strength = Proposals.of(places).strengths[:, :1]
-        told: Tensor = SCORE_CENTRE + self.level + self.slope * strength
+        told: Tensor = self.level + self.slope * strength
         return told
 
 
