@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
 from architecture import Architecture
 from checkpoint import Checkpoint
 from decoder import FORMS
-from rounding import Grid, Rounded
+from rounding import Grid, Rounded, joined
 from vision import VisionTower
-from weights import FP32, Blocks, Precision
+from weights import FP32, Blocks, Precision, parts_of
 
 from qcheck.backends.onnxruntime import OnnxRuntimeCpu
 from qcheck.bundle import Bundle, data_name
@@ -258,10 +258,6 @@ class AsPacked:
         return (self._head if name == "lm_head" else self._body).linear(graph, x, name, weight, bias)
 
     def _rounded(self, name: str, weight: NDArray[np.float32]) -> Rounded:
-        parts = [name]
-        if name.endswith(".qkv_proj"):
-            parts = [name.replace("qkv", part) for part in "qkv"]
-        found = [self.model.packed(part) for part in parts]
-        made = Rounded(*(np.concatenate(part) for part in zip(*found, strict=True)))
+        made = joined([self.model.packed(part) for part in parts_of(name)])
         assert np.array_equal(made.weights(weight.shape[1]), weight), f"{name}: not the weights that were asked for"
         return made

@@ -6,7 +6,7 @@ where it is.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
@@ -37,6 +37,11 @@ class Rounded(NamedTuple):
         filled = (self.steps.astype(np.float32) - self.zeros[..., None]) * self.scales[..., None]
         found: Matrix = filled.reshape(len(filled), -1)[:, :columns]
         return found
+
+
+def joined(parts: Sequence[Rounded]) -> Rounded:
+    """Their rows, one part after the other."""
+    return Rounded(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 Rounding = Callable[[str, Matrix], Rounded]  # of a layer's name and its weight (out, in)
@@ -94,7 +99,7 @@ class _ByRows:
 
     def __call__(self, name: str, weight: Matrix) -> Rounded:
         parts = [self.round(weight[row : row + ROWS_AT_ONCE]) for row in range(0, len(weight), ROWS_AT_ONCE)]
-        return Rounded(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return joined(parts)
 
     def round(self, weight: Matrix) -> Rounded:
         raise NotImplementedError

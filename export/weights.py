@@ -9,7 +9,7 @@ from errors import ExportError
 from graph import MICROSOFT, Graph
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from rounding import Grid, Matrix, Nearest, Rounded, Rounding
+from rounding import Grid, Matrix, Nearest, Rounded, Rounding, joined
 
 FLOAT_BYTES: Final = 4
 
@@ -174,15 +174,18 @@ class AsStored:
         return Blocks(grid, self.other.accuracy_level, lambda *_: found).linear(graph, x, name, weight, bias)
 
     def _joined(self, name: str) -> Rounded | None:
-        """Of a layer that may be several of the checkpoint's, one after the other. Raises ExportError."""
-        if not name.endswith(".qkv_proj"):
-            return self.stored(f"{name}.weight")
-        names = [f"{name.removesuffix('qkv_proj')}{part}_proj.weight" for part in "qkv"]
-        found = [part for part in map(self.stored, names) if part is not None]
+        """Of a layer that may be several of the checkpoint's. Raises ExportError."""
+        names = parts_of(name)
+        found = [part for part in (self.stored(f"{one}.weight") for one in names) if part is not None]
         if not found:
             return None
         if len(found) < len(names) or len({part.steps.shape[1:] for part in found}) > 1:
             raise ExportError(
                 f"{name}: queries, keys and values are rounded in different ways, and are multiplied at once"
             )
-        return Rounded(*(np.concatenate(part) for part in zip(*found, strict=True)))
+        return joined(found)
+
+
+def parts_of(name: str) -> list[str]:
+    """The checkpoint's layers that a layer of a graph is made of, in order."""
+    return [name.replace("qkv_proj", f"{part}_proj") for part in "qkv"] if name.endswith(".qkv_proj") else [name]
