@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from perplexity import precisions
 from smollm2 import Missing, SmolLM2
 
-from qcheck.backends.onnxruntime import OnnxRuntimeCpu
+from qcheck.backends.onnxruntime import OnnxRuntime
 
 PREFILL, DECODED, TALK, CROP, VIEW, SAID, ANSWER, PROBES = 512, 32, 1500, 256, 1000, 48, 64, 3
 Embeds = NDArray[np.float32]
@@ -44,7 +44,7 @@ def seconds(call: Callable[[], object]) -> float:
 class Speaker:
     """A decoder graph, and one conversation of made-up tokens. `table`: embeddings."""
 
-    def __init__(self, backend: OnnxRuntimeCpu, table: Embeds, ids: Sequence[int]) -> None:
+    def __init__(self, backend: OnnxRuntime, table: Embeds, ids: Sequence[int]) -> None:
         self.backend, self.table, self.ids = backend, table, ids
         self.cache = backend.new_cache()
 

@@ -2,13 +2,15 @@
 the export exact?
 
     python benchmarks/gates.py --rated DATA/biq2021 --vista SET [--model BUNDLE] [--single-pass BUNDLE]
-        [--photos DATA/photos] [--checkpoint RUN/stepN.pt] [--peers-python peers/bin/python] [--limit N]
+        [--photos DATA/photos] [--checkpoint RUN/stepN.pt] [--peers-python peers/bin/python] [--limit N] [--keep FILE]
 
 On photos that no training saw: the test splits of training/photos.py, and that of a set of training/vista.py. What
 bounds it: half a second of CPU a big photo and pass. Prints a table and, last, one JSON line; each figure is [value,
 low, high] with a 95% bootstrap interval, over source photos for the Vista-like set. What was not asked for is null or
 left out, never guessed (--single-pass: a model of one look and no survey, taught with the same data; --photos: the
 attributes, and whether it is told that a large photo is bad all over).
+
+It takes most of an hour: with --keep, each part's rows are kept as it ends, and the same command goes on from there.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 from accuracy import measured
 from attributes import COUNT, attribute_rows
+from kept_rows import KeptRows, Rows
 from measures import Estimate, bootstrap, mean, plcc, srcc, srcc_within
 from rated_sets import Case, SetError, read_set
 from scorers import PEERS, Peer, UnknownScorer, scorer
@@ -39,13 +42,12 @@ from photos import Rated, pristine_photos, rated_photos
 ROLLOUTS: Final = 5
 ROLLED_OUT: Final = 2  # one photo of so many, because five more runs take their time
 PROBES: Final = 3
-Row = Estimate | float | None
 
 
-def rated_rows(engine: Engine, photos: list[Rated]) -> dict[str, Row]:
+def rated_rows(engine: Engine, photos: list[Rated]) -> Rows:
     """Rated photos, as the command judges them and at a single look; and what sampled runs say of its doubts."""
     prober, truth = Prober(engine), np.array([p.score for p in photos])
-    rows: dict[str, Row] = {"rated_photos": float(len(photos))}
+    rows: Rows = {"rated_photos": float(len(photos))}
     verdicts = []
     for index, photo in enumerate(photos):
         rollouts = 0 if index % ROLLED_OUT else ROLLOUTS
@@ -70,36 +72,40 @@ def rated_rows(engine: Engine, photos: list[Rated]) -> dict[str, Row]:
     return rows
 
 
-def vista_rows(bundle: str, single_pass: str | None, root: Path, limit: int | None) -> dict[str, Row]:
-    """The test split of a Vista-like set: the images whose defects are known."""
+def vista_cases(root: Path, limit: int | None) -> list[Case]:
+    """The test split of a Vista-like set: the images whose defects are known. Raises SetError."""
     _, cases = read_set(root)
     cases = [c for c in cases if c.split == "test" and c.regions is not None]
     if limit:
         cases = [cases[i] for i in sorted({round(i) for i in np.linspace(0, len(cases) - 1, limit)})]
-    rows: dict[str, Row] = {"vista_images": float(len(cases)), "vista_sources": float(len({c.group for c in cases}))}
-    asked = {"0": f"{bundle}@0", "3": f"{bundle}@{PROBES}", "random_crops": f"{bundle}@{PROBES}:random"}
-    if single_pass:
-        asked["single_pass"] = f"{single_pass}@0"
-    found = {name: measured(scorer(what, None), cases, root, None) for name, what in asked.items()}
-    for name in ("0", "3", "single_pass", "random_crops"):
-        rows[f"vista_srcc_{name}"] = found[name]["srcc"] if name in found else None
-    rows["vista_plcc_3"] = found["3"]["plcc"]
-    for key, name in (("vista_iou", "iou"), ("vista_f1", "f1"), ("vista_kind_right", "kind_right")):
-        rows[key] = found["3"].get(name)
-    for name in ("false_alarms_clean", "false_alarms_bokeh"):
-        rows[name] = found["3"].get(name)
-    rows["crop_shift"] = measured(scorer(f"{bundle}@1:clean", None), cases, root, None)["crop_shift"]
-    rows["probes_used"] = found["3"]["probes"]
-    for name in ("0", "3"):
-        rows[f"vista_ms_{name}"] = found[name]["ms"]
+    return cases
+
+
+def vista_rows(way: str, asked: str | None, cases: list[Case], root: Path) -> Rows:
+    """How a scorer of scorers.py ranks them; null where none is asked. `way`: what the rows are called by."""
+    if asked is None:
+        return {f"vista_srcc_{way}": None}
+    found = measured(scorer(asked, None), cases, root, None)
+    rows: Rows = {f"vista_srcc_{way}": found["srcc"], f"vista_ms_{way}": found["ms"]}
+    if way == str(PROBES):
+        rows[f"vista_plcc_{way}"] = found["plcc"]
+        rows |= {f"vista_{name}": found.get(name) for name in ("iou", "f1", "kind_right")}
+        rows |= {name: found.get(name) for name in ("false_alarms_clean", "false_alarms_bokeh")}
+        rows |= {"probes_used": found["probes"], "vista_images": float(len(cases))}
+        rows["vista_sources"] = float(len({c.group for c in cases}))
     return rows
 
 
-def peer_rows(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
+def shift_rows(bundle: str, cases: list[Case], root: Path) -> Rows:
+    """What a forced look at a clean place does."""
+    return {"crop_shift": measured(scorer(f"{bundle}@1:clean", None), cases, root, None)["crop_shift"]}
+
+
+def peer_rows(python: Path | None, photos: list[Rated]) -> Rows:
     """How classical measures rank the same photos; one that a measure fails on gets its worst score."""
-    rows: dict[str, Row] = {}
+    rows: Rows = {}
     for name in PEERS:
-        found: Row = None
+        found: Estimate | None = None
         if python is not None:
             peer = Peer(name, python)
             scores = np.array([peer.judge(Case(p.path, p.score, p.path.name)).score for p in photos])
@@ -110,7 +116,7 @@ def peer_rows(python: Path | None, photos: list[Rated]) -> dict[str, Row]:
     return rows
 
 
-def parity_rows(checkpoint: Path | None, photos: list[Rated], big: Path | None, count: int) -> dict[str, Row]:
+def parity_rows(checkpoint: Path | None, photos: list[Rated], big: Path | None, count: int) -> Rows:
     """The fp32 bundle against PyTorch on whole conversations: same trajectories, logits close; int8's loss in rank."""
     if checkpoint is None or big is None:
         return {"parity_same": None, "parity_max_logit": None}
@@ -186,19 +192,32 @@ def main() -> int:
     parser.add_argument("--peers-python", type=Path, help="an environment as peer_scores.py says")
     parser.add_argument("--parity-photos", type=int, default=24)
     parser.add_argument("--limit", type=int, help="only so many images of the set, drawn evenly")
+    parser.add_argument("--keep", type=Path, help="a file for the rows of each part, to go on from")
     args = parser.parse_args()
     started = time.monotonic()
     bundle = Bundle.open(args.model)
     engine = Engine.open(bundle)
     rated = [p for p in rated_photos(args.rated) if p.split == "test"]
+    kept = KeptRows(
+        args.keep, {"model": bundle.sha256, "rated": args.rated.name, "vista": args.vista.name, "limit": args.limit}
+    )
+    name = str(args.model or "nano")
+    single_pass = f"{args.single_pass}@0" if args.single_pass else None
     try:
+        cases = vista_cases(args.vista, args.limit)
         rows = peer_rows(args.peers_python, rated)  # first, so that what is missing is said at once
-        rows |= rated_rows(engine, rated)
-        rows |= vista_rows(str(args.model or "nano"), args.single_pass, args.vista, args.limit)
+        rows |= kept.part("rated", lambda: rated_rows(engine, rated))
+        rows |= kept.part("vista 3", lambda: vista_rows("3", f"{name}@{PROBES}", cases, args.vista))
+        rows |= kept.part("vista 0", lambda: vista_rows("0", f"{name}@0", cases, args.vista))
+        rows |= kept.part(
+            "vista random", lambda: vista_rows("random_crops", f"{name}@{PROBES}:random", cases, args.vista)
+        )
+        rows |= vista_rows("single_pass", single_pass, cases, args.vista)
+        rows |= kept.part("shift", lambda: shift_rows(name, cases, args.vista))
         if args.photos is not None:
             clean = [s.path for s in pristine_photos(args.photos) if s.split == "test"]
-            rows |= attribute_rows(engine, clean, COUNT)
-            rows |= spoilt_rows(engine, clean)
+            rows |= kept.part("attributes", lambda: attribute_rows(engine, clean, COUNT))
+            rows |= kept.part("spoilt", lambda: spoilt_rows(engine, clean))
         rows |= parity_rows(args.checkpoint, rated, args.photos, args.parity_photos)
     except (SetError, UnknownScorer) as error:
         print(f"gates.py: {error}", file=sys.stderr)

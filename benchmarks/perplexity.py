@@ -29,7 +29,7 @@ from precisions import PRECISIONS, Quantisation, decoder_of
 from smollm2 import AsPacked, Missing, SmolLM2
 from weights import FP32, Precision
 
-from qcheck.backends.onnxruntime import OnnxRuntimeCpu
+from qcheck.backends.onnxruntime import OnnxRuntime
 
 TEXT: Final = Path(__file__).with_name("english.txt")  # written for this
 TOLERANCES: Final = {"as packed": 0.005, "int8": 0.01}
@@ -44,7 +44,7 @@ def precisions(model: SmolLM2) -> Iterator[tuple[str, Precision]]:
         yield f"int4, {how.described()}", decoder_of("int4", how)
 
 
-def surprise(backend: OnnxRuntimeCpu, table: NDArray[np.float32], tokens: Sequence[int]) -> float:
+def surprise(backend: OnnxRuntime, table: NDArray[np.float32], tokens: Sequence[int]) -> float:
     """Mean negative log probability of each token after those before it, the first left out. `table`: embeddings."""
     cache, total = backend.new_cache(), 0.0
     for place, (token, following) in enumerate(pairwise(tokens)):

@@ -33,7 +33,7 @@ from rounding import Grid, Rounded, joined
 from vision import VisionTower
 from weights import FP32, Blocks, Precision, parts_of
 
-from qcheck.backends.onnxruntime import OnnxRuntimeCpu
+from qcheck.backends.onnxruntime import OnnxRuntime
 from qcheck.bundle import Bundle, data_name
 from qcheck.contract import DecoderSpec, FileEntry
 
@@ -214,14 +214,14 @@ class Exported:
         """Of the decoder and its weights."""
         return sum(path.stat().st_size for path in (self.decoder, self.folder / data_name(self.decoder.name)))
 
-    def backend(self, precision: Precision, max_tokens: int, threads: int) -> OnnxRuntimeCpu:
+    def backend(self, precision: Precision, max_tokens: int, threads: int) -> OnnxRuntime:
         """What qcheck runs a bundle on, with the decoder at a precision."""
         FORMS["gqa"].write(self.checkpoint, precision, self.decoder)
         model, plain = self.model, Bundle.open(None).contract
         spec = DecoderSpec(model.layers, model.kv_heads, model.head_dim, model.hidden, max_tokens)
         entries = {"decoder": FileEntry(self.decoder.name, 0, ""), "vision": FileEntry(self.vision.name, 0, "")}
         contract = replace(plain, name="SmolLM2-135M", decoder=spec, files=entries)
-        return OnnxRuntimeCpu(Bundle(self.folder, contract, "0" * 64), threads)
+        return OnnxRuntime(Bundle(self.folder, contract, "0" * 64), threads)
 
 
 def _theirs(name: str) -> str:

@@ -1,5 +1,6 @@
 """The engine: a bundle made ready to talk. It keeps nothing of any photo; a Conversation does."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 
 from qcheck import survey, tiles
 from qcheck.backends import Backend
+from qcheck.backends.placement import DEVICES, ON_CPU, ON_CUDA, PLACEMENTS
 from qcheck.bundle import Bundle
 from qcheck.cache import KVCache
 from qcheck.contract import IMAGE_SLOT, SURVEY, Contract
 from qcheck.dialects import dialect_of
 from qcheck.embeddings import Embeddings
-from qcheck.errors import BundleError, UsageError
+from qcheck.errors import BundleError, DeviceError, UsageError
 from qcheck.grammar import Grammar, Matcher
 from qcheck.rope import image_positions, text_positions
 from qcheck.verdict import EngineInfo, ModelInfo
@@ -23,8 +25,9 @@ from qcheck.vision import vision_inputs
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
 REQUESTS: Final[tuple[Request, ...]] = ("first", "first_final", "crop", "crop_final")
-DEVICES: Final = ("auto", "cpu", "cuda", "tensorrt")
 MOST_TILE_THREADS: Final = 8  # more only wait for memory
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +106,19 @@ class Engine:
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> "Engine":
-        """Loads a bundle's graphs. `auto` is the CPU in this version. Raises UsageError, BundleError."""
+        """Loads a bundle's graphs. `auto` is CUDA where that runs this model, else the CPU. Raises UsageError,
+        BundleError, DeviceError."""
         if device not in DEVICES:
             raise UsageError(f"--device {device}: must be one of {', '.join(DEVICES)}")
-        if device not in ("auto", "cpu"):
-            raise UsageError(f"--device {device} is not served by this version; use --device cpu")
         if threads is not None and threads < 1:
             raise UsageError(f"--threads {threads}: must be 1 or more")
         from tokenizers import Tokenizer
-
-        from qcheck.backends.onnxruntime import OnnxRuntimeCpu
 
         try:
             tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{bundle.path('tokenizer')} is not a tokenizer ({error})") from None
-        backend = OnnxRuntimeCpu(bundle, threads)
+        backend = _backend(bundle, device, threads)
         for_tiles = min(threads or os.cpu_count() or 1, MOST_TILE_THREADS)
         return cls(bundle.contract, bundle.info, backend, tokenizer, bundle.embeddings(), for_tiles)
 
@@ -238,6 +238,18 @@ class Conversation:
 
     def _step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64]) -> None:
         self._logits = self.engine.backend.step(embeds[None], positions[:, None], self.cache)
+
+
+def _backend(bundle: Bundle, device: str, threads: int | None) -> Backend:
+    from qcheck.backends.onnxruntime import OnnxRuntime
+
+    if device != "auto":
+        return OnnxRuntime(bundle, threads, PLACEMENTS[device])
+    try:
+        return OnnxRuntime(bundle, threads, ON_CUDA)
+    except DeviceError as error:
+        _log.debug("auto takes the CPU: %s", error)
+        return OnnxRuntime(bundle, threads, ON_CPU)
 
 
 def _ms_since(start: float) -> float:

@@ -42,6 +42,10 @@ class BundleError(QcheckError):
     """A model bundle is missing, damaged, or speaks a contract that this version does not."""
 
 
+class DeviceError(QcheckError):
+    """A device that was asked for is not there, or cannot run this model."""
+
+
 class EngineError(QcheckError):
     """The inference runtime cannot serve this request, for instance a photo that needs more cache than there is."""
 

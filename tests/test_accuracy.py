@@ -312,3 +312,31 @@ def test_peers_rank_the_same_photos(tmp_path: Path) -> None:
     given = [-12, *range(-2, -13, -1)]
     assert rows["piqe_srcc"].value == pytest.approx(measures.srcc(np.array(given), np.arange(12)), abs=1e-6)
     assert set(gates.peer_rows(None, photos).values()) == {None}
+
+
+def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Of the same model and data only, and not with a line that was being written when it was killed."""
+    kept_rows = script("kept_rows", "benchmarks")
+    path, asked = tmp_path / "rows.jsonl", []
+
+    def measure() -> dict[str, Any]:
+        asked.append(1)
+        return {"srcc": measures.Estimate(0.5, 0.25, 0.75), "photos": 3.0, "peer": None}
+
+    def part(name: str, model: str) -> dict[str, Any]:
+        rows: dict[str, Any] = kept_rows.KeptRows(path, {"model": model, "limit": None}).part(name, measure)
+        return rows
+
+    first = part("rated", "a")
+    assert part("rated", "a") == first == measure()
+    assert len(asked) == 2
+    for name, model in (("rated", "b"), ("vista 3", "a")):  # another model, another part
+        part(name, model)
+    assert len(asked) == 4
+    text = path.read_text()
+    path.write_text(text[: len(text) - 20])
+    part("rated", "b")
+    part("vista 3", "a")
+    assert len(asked) == 5
+    kept_rows.KeptRows(None, {}).part("rated", measure)
+    assert len(asked) == 6

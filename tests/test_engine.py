@@ -275,12 +275,6 @@ def test_an_unknown_device_is_refused(device: str) -> None:
         Engine.open(None, device=device)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_device_that_is_not_served_is_never_swapped_in_silence(device: str) -> None:
-    with pytest.raises(UsageError, match=f"--device {device} is not served by this version; use --device cpu"):
-        Engine.open(None, device=device)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_are_at_least_one(threads: int) -> None:
     with pytest.raises(UsageError, match=f"--threads {threads}: must be 1 or more"):

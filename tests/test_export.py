@@ -26,7 +26,7 @@ import qwen
 from fake_model import library, script
 
 from qcheck import tiles, windows
-from qcheck.backends.onnxruntime import OnnxRuntimeCpu
+from qcheck.backends.onnxruntime import OnnxRuntime
 from qcheck.cache import KVCache
 from qcheck.contract import (
     IMAGE_TOKENS,
@@ -534,12 +534,12 @@ class Part(SimpleNamespace):
         return self.graph
 
 
-def runtime(case_name: str, graph: Path) -> OnnxRuntimeCpu:
+def runtime(case_name: str, graph: Path) -> OnnxRuntime:
     """The package's own backend on a decoder; it has no vision graph of these yet, so it is given the decoder twice."""
     case = CASES[case_name]
     spec = DecoderSpec(case.layers, case.kv_heads, case.head_dim, case.heads * case.head_dim, CAPACITY)
     bundle: Any = Part(graph=graph, contract=SimpleNamespace(decoder=spec, precision="fp32"))
-    return OnnxRuntimeCpu(bundle, threads=1)
+    return OnnxRuntime(bundle, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -561,7 +561,7 @@ def graphs(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
 class Feed:
     """Feeds a talk to a backend, any part of it at a time."""
 
-    def __init__(self, backend: OnnxRuntimeCpu, case_name: str, talk_name: str) -> None:
+    def __init__(self, backend: OnnxRuntime, case_name: str, talk_name: str) -> None:
         self.backend, self.talk, self.known = backend, TALKS[talk_name], reference(case_name, talk_name)
         self.cache = backend.new_cache()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnxruntime
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -537,3 +538,19 @@ def test_sizes_are_estimated_well(made: Callable[..., Path], checkpoint: Path) -
         written = sum(files[part].bytes for part in ("vision_data", "decoder_data", "embeddings"))
         parts = precisions.PRECISIONS[precision]
         assert bundles.size_of(opened.architecture, parts) == pytest.approx(written, rel=0.35)
+
+
+# Other devices
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="needs an NVIDIA GPU and onnxruntime-gpu",
+)
+@pytest.mark.parametrize(("precision", "form"), [("fp16", "gqa"), ("fp16", "std24"), ("fp32", "std24")])
+def test_cuda_judges_as_the_cpu_does(made: Callable[..., Path], precision: str, form: str) -> None:
+    bundle, photo = Bundle.open(made(precision, "--form", form)), Photo.open(EXAMPLES[0])
+    cpu, cuda = (Prober(Engine.open(bundle, device=name)).judge(photo, Limits(0)) for name in ("cpu", "cuda"))
+    assert (cpu.engine.provider, cuda.engine.provider) == ("onnxruntime-cpu", "onnxruntime-cuda")
+    assert cuda.score == pytest.approx(cpu.score, abs=0.05)
