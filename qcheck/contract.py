@@ -35,14 +35,23 @@ KV_LENGTH: Final = "kv_length"  # (1,) int64: tokens already in the cache
 LOGITS: Final = "logits"  # (1, 1, vocabulary) float32: after the last token
 
 
-def past_name(layer: int, part: Literal["key", "value"]) -> str:
+CachePart = Literal["key", "value"]
+CACHE_PARTS: Final[tuple[CachePart, ...]] = ("key", "value")
+
+
+def past_name(layer: int, part: CachePart) -> str:
     """Input buffer of a layer's cache, (1, kv_heads, max_tokens, head_dim) of the contract's type; its output is
     `present.*`."""
     return f"past.{layer}.{part}"
 
 
-def present_name(layer: int, part: Literal["key", "value"]) -> str:
+def present_name(layer: int, part: CachePart) -> str:
     return f"present.{layer}.{part}"
+
+
+def cache_names(layers: int) -> list[tuple[str, str]]:
+    """The input and the output of each buffer of a cache, of all layers."""
+    return [(past_name(n, part), present_name(n, part)) for n in range(layers) for part in CACHE_PARTS]
 
 
 @dataclass(frozen=True, slots=True)

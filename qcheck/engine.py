@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -25,6 +26,10 @@ from qcheck.vision import vision_inputs
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
 REQUESTS: Final[tuple[Request, ...]] = ("first", "first_final", "crop", "crop_final")
+NATIVE: Final = (
+    "tensorrt",
+    "cuda",
+)  # packages that engines of our own need; without them ONNX Runtime has its provider
 MOST_TILE_THREADS: Final = 8  # more only wait for memory
 
 _log = logging.getLogger(__name__)
@@ -243,6 +248,10 @@ class Conversation:
 def _backend(bundle: Bundle, device: str, threads: int | None) -> Backend:
     from qcheck.backends.onnxruntime import OnnxRuntime
 
+    if device == "tensorrt" and all(map(find_spec, NATIVE)):
+        from qcheck.backends.tensorrt import TensorRt
+
+        return TensorRt(bundle)
     if device != "auto":
         return OnnxRuntime(bundle, threads, PLACEMENTS[device])
     try:

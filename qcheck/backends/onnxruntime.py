@@ -20,8 +20,7 @@ from qcheck.contract import (
     KV_LENGTH,
     LOGITS,
     POSITION_IDS,
-    past_name,
-    present_name,
+    cache_names,
 )
 from qcheck.errors import BundleError, DeviceError
 from qcheck.verdict import EngineInfo
@@ -53,11 +52,7 @@ class OnnxRuntime:
             options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         self._vision = self._session(bundle.path("vision"), options, place.vision)
         self._decoder = self._session(bundle.path("decoder"), options, place.decoder)
-        self._slots = [
-            (past_name(layer, part), present_name(layer, part))
-            for layer in range(self._spec.layers)
-            for part in ("key", "value")
-        ]
+        self._slots = cache_names(self._spec.layers)
         self.info = EngineInfo(place.device, place.provider, bundle.contract.precision)
 
     def _require_providers(self) -> None:
