@@ -53,7 +53,6 @@ defects = script("defects")
 # What float32 leaves over when the same sums are made in another order: logits here are about 1 to 5 in size.
 SAME_SUMS = 1e-4
 SAME_GRAPH = 1e-3
-INT8_CORRELATION = 0.99
 HIDDEN, LAYERS = 128, 2
 Step = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -65,6 +64,7 @@ class Made:
     card: Path
     fp32: Bundle
     int8: Bundle
+    int4: Bundle
 
 
 def texture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
@@ -138,9 +138,9 @@ def made(small: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     fp32 = export_nano.export(checkpoint, card, folder / "fp32", "fp32")
     with pytest.MonkeyPatch.context() as patch:
         reuse_graphs(fp32, patch)
-        int8 = export_nano.export(checkpoint, card, folder / "int8", "int8")
+        int8, int4 = (export_nano.export(checkpoint, card, folder / name, name) for name in ("int8", "int4"))
     model, _, _ = export_nano.load(checkpoint)
-    return Made(model, checkpoint, card, fp32, int8)
+    return Made(model, checkpoint, card, fp32, int8, int4)
 
 
 def reuse_graphs(made: Bundle, patch: pytest.MonkeyPatch) -> None:
@@ -420,24 +420,28 @@ def test_rewind_and_fork_go_on_as_if_nothing_had_been(made: Made, talk: Talk, pr
     assert (cache.length, fork.length) == (len(talk.tokens), len(talk.tokens))
 
 
-def test_int8_is_smaller_and_nearly_the_same(made: Made, talk: Talk) -> None:
-    sizes = [made.fp32.contract.files["decoder"].bytes, made.int8.contract.files["decoder"].bytes]
-    assert sizes[1] < 0.45 * sizes[0]
-    assert (made.fp32.contract.precision, made.int8.contract.precision) == ("fp32", "int8")
+@pytest.mark.parametrize(("precision", "most_share", "correlation"), [("int8", 0.45, 0.99), ("int4", 0.35, 0.9)])
+def test_rounded_ones_are_smaller_and_nearly_the_same(
+    made: Made, talk: Talk, precision: str, most_share: float, correlation: float
+) -> None:
+    rounded: Bundle = getattr(made, precision)
+    sizes = [made.fp32.contract.files["decoder"].bytes, rounded.contract.files["decoder"].bytes]
+    assert sizes[1] < most_share * sizes[0]
+    assert (made.fp32.contract.precision, rounded.contract.precision) == ("fp32", precision)
     for part in ("embeddings", "tokenizer"):
-        assert made.int8.contract.files[part] == made.fp32.contract.files[part], "these are not quantised"
-    vision = [bundle.contract.files["vision"].bytes for bundle in (made.fp32, made.int8)]
+        assert rounded.contract.files[part] == made.fp32.contract.files[part], "these are not quantised"
+    vision = [bundle.contract.files["vision"].bytes for bundle in (made.fp32, rounded)]
     assert vision[1] < 0.75 * vision[0]
     runs = []
-    for bundle in (made.fp32, made.int8):
+    for bundle in (made.fp32, rounded):
         engine = Engine.open(bundle, threads=1)
         assert engine.info.precision == bundle.contract.precision
         cache = engine.backend.new_cache()
         runs.append(np.stack([engine.backend.step(*step, cache) for step in talk.steps(21, 30, 31, 32)]))
-    fp32, int8 = runs
-    assert not np.array_equal(fp32, int8), "nothing was quantised"
-    for a, b in zip(fp32, int8, strict=True):
-        assert np.corrcoef(a, b)[0, 1] > INT8_CORRELATION
+    exact, near = runs
+    assert not np.array_equal(exact, near), "nothing was quantised"
+    for a, b in zip(exact, near, strict=True):
+        assert np.corrcoef(a, b)[0, 1] > correlation
 
 
 # The files
@@ -445,8 +449,8 @@ def test_int8_is_smaller_and_nearly_the_same(made: Made, talk: Talk) -> None:
 
 def test_an_export_is_a_bundle_and_leaves_nothing_else(made: Made) -> None:
     folder = made.checkpoint.parent
-    assert {path.name for path in folder.iterdir()} == {"random.pt", "card.md", "fp32", "int8"}
-    for bundle in (made.fp32, made.int8):
+    assert {path.name for path in folder.iterdir()} == {"random.pt", "card.md", "fp32", "int8", "int4"}
+    for bundle in (made.fp32, made.int8, made.int4):
         assert Bundle.open(bundle.directory).sha256 == bundle.sha256
         assert len(list(bundle.directory.iterdir())) == 6
         assert bundle.card() == "# random\n"

@@ -334,8 +334,9 @@ def test_examples_are_consistent(pool: list[Any], name: str) -> None:
         assert len(example.exact_scores) == 1
         views = script("toll").overall([shown.toll for shown in example.views])
         for place, score in example.exact_scores.items():
-            assert score == (views if name in ("local", "clean") else sample["score"])
-            assert said[place] == narration.score_token(score)
+            mean = {"local": views, "clean": views, "rated": example.views[0].score}.get(name, sample["score"])
+            assert score == mean
+            assert said[place] == narration.score_token(sample["score"] if name == "rated" else score)
             assert said[place - 1] == prompt.ANSWER_OPEN
             assert weights[place] == narration.SCORE_WEIGHT
 

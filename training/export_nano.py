@@ -4,7 +4,7 @@
 
 Precisions: fp32; int8 (matrices in symmetric blocks of 32 weights; the decoder's are multiplied in int8 where the CPU
 can, those of the vision graph are only stored so; the convolutions that glance are stored in fp16, the others stay
-fp32).
+fp32); int4 (the same with 4 bits in the decoder).
 """
 
 import argparse
@@ -47,6 +47,8 @@ OPSET: Final = 18
 MOST_SURVEY_CELLS: Final = 1 << 12  # a side: 131,072 pixels, more than any JPEG has
 BLOCK: Final = 32
 GLANCE: Final = "visual.glance."
+DECODER_BITS: Final = {"int8": 8, "int4": 4}
+VISION_BITS: Final = 8
 
 
 class VisionGraph(nn.Module):
@@ -161,13 +163,13 @@ def strip(path: Path) -> None:
     onnx.save(model, path)
 
 
-def quantise(path: Path, accuracy_level: int) -> None:
-    """Matrices to 8 bits in place: round to nearest, symmetric, blocks of 32. `accuracy_level`: of MatMulNBits, 1:
+def quantise(path: Path, bits: int, accuracy_level: int) -> None:
+    """Matrices to 4 or 8 bits in place: round to nearest, symmetric, blocks of 32. `accuracy_level`: of MatMulNBits, 1:
     multiplied in fp32, 4: in int8."""
     quantizer = MatMulNBitsQuantizer(
         onnx.load(path),
         algo_config=DefaultWeightOnlyQuantConfig(
-            block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=8
+            block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=bits
         ),
     )
     quantizer.process()
@@ -234,9 +236,9 @@ def write_parts(checkpoint: Path, card: Path, work: Path, precision: str) -> Non
         export_decoder(model, contract_of(model, domain, VERSION, precision, {}).decoder, work / "decoder.onnx")
     for name in ("vision.onnx", "decoder.onnx"):
         strip(work / name)
-    if precision == "int8":
-        quantise(work / "decoder.onnx", 4)
-        quantise(work / "vision.onnx", 1)
+    if precision in DECODER_BITS:
+        quantise(work / "decoder.onnx", DECODER_BITS[precision], 4)
+        quantise(work / "vision.onnx", VISION_BITS, 1)
         halve(work / "vision.onnx", GLANCE)
     write_safetensor(work / "embeddings.safetensors", EMBEDDINGS_TENSOR, model.get_input_embeddings().weight)
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
@@ -258,7 +260,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="a checkpoint of sft.py")
     parser.add_argument("--card", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="int8")
+    parser.add_argument("--precision", choices=("fp32", *DECODER_BITS), default="int8")
     args = parser.parse_args()
     bundle = export(args.run, args.card, args.out, args.precision)
     total = sum(file.bytes for file in bundle.contract.files.values())

@@ -78,8 +78,8 @@ class Shown:
 @dataclass(slots=True)
 class Example:
     """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: each image in order; `kept`: which
-    of its tokens are there; `positions`: (3, length) in parts; `exact_scores`: the true score of the score tokens, by
-    their place."""
+    of its tokens are there; `positions`: (3, length) in parts; `exact_scores`: what the score tokens' mean is taught to
+    be, by their place."""
 
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Speller:
         self._text(example, self.tokenizer.encode(after).ids)
 
     def say(self, example: Example, said: Sequence[str], weight: float = 1.0, score: float | None = None) -> None:
-        """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the exact value of score tokens."""
+        """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the score tokens' mean."""
         ids = [self.tokenizer.token_to_id(text) for text in said]
         for offset, (before, text) in enumerate(zip(("", *said), said, strict=False)):
             one_more = text == prompt.COMMA and before == prompt.DEFECT_CLOSE
@@ -205,8 +205,9 @@ class Narrator:
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final if rng.random() < 0.5 else self.spoken.crop, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
-        score = item.sample["score"]
-        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
+        # How the tokens spread is learned from what people said, and their mean from what the eyes read: nothing else
+        # that is shown tells more of it, and what is learned beside it holds for the training's photos only.
+        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(item.sample["score"])], score=shown.score)
         return example
 
     def patched(self, item: Item) -> Example:

