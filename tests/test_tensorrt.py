@@ -1,7 +1,10 @@
 """Native TensorRT engines: what is built, when it is built again, and that a bundle judges with them as on the CPU.
 What TensorRT itself makes of the graphs needs a GPU; here it is played (fake_tensorrt.py)."""
 
+import json
+import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +29,7 @@ library("onnx")
 command = script("export", "export")
 compiler = script("tensorrt", "export")
 
+EXAMPLE = sorted((Path(__file__).parent.parent / "examples").glob("*.jpg"))[0]
 SMALL = ("--no-verify", "--global-pixels", "100352", "--crop-pixels", "50176", "--think-tokens", "8")
 
 
@@ -163,3 +167,26 @@ def test_engines_are_built_ahead(bundles: dict[str, Path], machine: Any, capsys:
     error = capsys.readouterr().err
     assert error.startswith("tensorrt: error: --device tensorrt: TensorRT 10.15.1 does not take decoder.onnx")
     assert error.count("\n") == 1
+
+
+def installed(*names: str) -> bool:
+    try:
+        return all(version(name) for name in names)
+    except PackageNotFoundError:
+        return False
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(
+    not installed("tensorrt", "cuda-bindings"), reason="needs an NVIDIA GPU and pip install '.[tensorrt]'"
+)
+def test_real_engines_judge_nearly_as_the_cpu_does(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """In processes of their own, where nothing is played and the package is no script of ours."""
+    command = [str(Path(sys.executable).with_name("qcheck")), str(EXAMPLE), "--json", "--model", str(bundles["std24"])]
+    found = {}
+    for device in ("cpu", "tensorrt"):
+        line = [*command, "--max-probes", "1", "--device", device]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
+        (found[device],) = json.loads(done.stdout)
+    assert found["tensorrt"]["engine"]["provider"] == "tensorrt"
+    assert found["tensorrt"]["score"] == pytest.approx(found["cpu"]["score"], abs=0.02)
