@@ -11,7 +11,6 @@ system says of the process (resident pages, mapped files among them). Prints a t
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -120,17 +119,23 @@ def write_checkpoint(folder: Path, config: dict[str, Any]) -> int:
     return architecture.weights
 
 
+# Starts a command from a small process: what the system says a child held at most counts its parent, until it begins.
+LAUNCHER: Final = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], check=False).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
 def run(command: list[str], what: str) -> tuple[str, float, float]:
     """What a process printed, its seconds, and the GB that it held at most. Raises RuntimeError where it fails."""
-    started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()) as process:
-        assert process.stdout is not None
-        out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)  # which tells what it used, and subprocess does not
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{what} ended with {process.returncode}")
-    return out, time.monotonic() - started, usage.ru_maxrss * 1024 / 1e9
+    started, launched = time.monotonic(), [sys.executable, "-c", LAUNCHER, *command]
+    done = subprocess.run(launched, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir(), check=False)
+    if done.returncode:
+        raise RuntimeError(f"{what} ended with {done.returncode}")
+    *out, peak_kib = done.stdout.splitlines()
+    return "\n".join(out), time.monotonic() - started, int(peak_kib) * 1024 / 1e9
 
 
 def size_gb(folder: Path) -> float:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
 
 from architecture import Architecture
 from checkpoint import Checkpoint
-from decoder import FORMS
+from decoder_graph import FORMS
 from rounding import Grid, Rounded, joined
 from vision import VisionTower
 from weights import FP32, Blocks, Precision, parts_of

@@ -19,7 +19,7 @@ import torch
 from architecture import Architecture
 from card import card_of, licence_of
 from checkpoint import EMBEDDINGS, Checkpoint
-from decoder import FORMS
+from decoder_graph import FORMS
 from errors import ExportError
 from pictures import crop_of, pixels_of, view_of_budget
 from precisions import BITS, PRECISIONS, Parts, Quantisation, decoder_of

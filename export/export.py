@@ -17,7 +17,7 @@ from typing import Any, Final, get_args
 
 from bundle import Settings, export, size_of
 from checkpoint import Checkpoint
-from decoder import FORMS
+from decoder_graph import FORMS
 from errors import NotVerified
 from precisions import ALGORITHMS, BLOCKS, PRECISIONS, Provider, Quantisation, refusal
 from trials import MOST_PHOTOS, made, of_folder

@@ -1,6 +1,7 @@
 """The command line, on a judge that needs no model: what is printed where, and every exit code."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -277,6 +278,7 @@ def test_internal_errors_show_a_traceback_only_on_request(run: Run, monkeypatch:
     code, out, err = run("a.jpg")
     assert (code, out) == (2, "")
     assert "Traceback" in err
+    assert not logging.getLogger("qcheck").handlers, "whoever called main goes on, and may close stderr"
 
 
 # Help and the other commands

@@ -1,6 +1,5 @@
 """What benchmarks/decoder.py lets both sides do: the same tokens, each read once by the cache."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +16,12 @@ library("torch")
 library("transformers")
 script("architecture", "export")
 script("smollm2", "benchmarks")
+speeds = script("decoder", "benchmarks")
 
 
 @pytest.fixture(scope="module")
 def speed() -> Any:
-    """By its path: export/ has a decoder.py, too, and it is the one that others mean."""
-    path = Path(__file__).parent.parent / "benchmarks" / "decoder.py"
-    spec = importlib.util.spec_from_file_location("decoder_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return speeds
 
 
 class Cache:

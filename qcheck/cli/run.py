@@ -1,11 +1,12 @@
 """`main`, the console script: runs a command and turns every way it can end into one line and an exit code."""
 
+import contextlib
 import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import typer
 
@@ -19,8 +20,11 @@ DEBUG_VARIABLE = "QCHECK_DEBUG"
 def main(args: Sequence[str] | None = None) -> int:
     """Run `qcheck` with `args` (None: those of the process) and return its exit code."""
     debug = os.environ.get(DEBUG_VARIABLE) == "1"
-    if debug:
-        _log_to_stderr()
+    with _log_to_stderr() if debug else contextlib.nullcontext():
+        return _run(args, debug)
+
+
+def _run(args: Sequence[str] | None, debug: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the character must not end the run
@@ -60,10 +64,18 @@ def _failed(line: str) -> int:
     return exits.FAILED
 
 
-def _log_to_stderr() -> None:
-    log = logging.getLogger("qcheck")
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Whoever called `main` may close stderr later, and go on."""
+    log, handler = logging.getLogger("qcheck"), logging.StreamHandler()
+    before = log.level
     log.setLevel(logging.DEBUG)
-    log.addHandler(logging.StreamHandler())
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _silence_stdout() -> None:
