@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from measures import Estimate, bootstrap, fitted, krcc, mean, pearson, rmse, srcc
+from measures import Estimate, bootstrap, fitted, flat, krcc, mean, pearson, rmse, srcc
 from rated_sets import LAYOUTS, Case, SetError, read_set
 from rich.console import Console
 from rich.progress import track
@@ -140,6 +140,11 @@ def kept_of(results: Path | None, name: str) -> dict[str, Judged]:
     return kept
 
 
+def drawn(cases: list[Case], limit: int | None) -> list[Case]:
+    """So many of them at most, evenly; None is all."""
+    return [cases[i] for i in sorted({round(i) for i in np.linspace(0, len(cases) - 1, limit)})] if limit else cases
+
+
 def by_scale(cases: Sequence[Case], judged: Sequence[Judged]) -> Row:
     """Agreement on each scale that a set has; one of fewer than LEAST_IMAGES cannot be ranked."""
     row: Row = {}
@@ -197,8 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         layout, cases = read_set(args.set, args.layout)
         cases = [c for c in cases if args.split in (None, c.split)]
-        if args.limit:
-            cases = [cases[i] for i in sorted({round(i) for i in np.linspace(0, len(cases) - 1, args.limit)})]
+        cases = drawn(cases, args.limit)
         if len(cases) < LEAST_IMAGES:
             raise SetError(f"{args.set}: {len(cases)} images of that split are too few to rank")
         rows = [measured(scorer(name, args.peers_python), cases, args.set, args.results) for name in args.scorers]
@@ -209,8 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("accuracy.py: stopped; with --results the same command goes on from here", file=sys.stderr)
         return 130
     if args.json:
-        flat = [{k: v.as_list() if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
-        print(json.dumps({"set": args.set.name, "layout": layout, "split": args.split, "rows": flat}))
+        told = {"set": args.set.name, "layout": layout, "split": args.split, "rows": [flat(row) for row in rows]}
+        print(json.dumps(told))
     else:
         show(rows, f"{args.set.name} ({layout}{f', {args.split}' if args.split else ''})")
     return 0

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from accuracy import measured
+from accuracy import drawn, measured
 from attributes import COUNT, attribute_rows
 from kept_rows import KeptRows, Rows
-from measures import Estimate, bootstrap, mean, plcc, srcc, srcc_within
+from measures import Estimate, bootstrap, flat, mean, plcc, srcc, srcc_within
 from rated_sets import Case, SetError, read_set
 from scorers import PEERS, Peer, UnknownScorer, scorer
 from spoilt import spoilt_rows
@@ -75,10 +75,7 @@ def rated_rows(engine: Engine, photos: list[Rated]) -> Rows:
 def vista_cases(root: Path, limit: int | None) -> list[Case]:
     """The test split of a Vista-like set: the images whose defects are known. Raises SetError."""
     _, cases = read_set(root)
-    cases = [c for c in cases if c.split == "test" and c.regions is not None]
-    if limit:
-        cases = [cases[i] for i in sorted({round(i) for i in np.linspace(0, len(cases) - 1, limit)})]
-    return cases
+    return drawn([c for c in cases if c.split == "test" and c.regions is not None], limit)
 
 
 def vista_rows(way: str, asked: str | None, cases: list[Case], root: Path) -> Rows:
@@ -198,9 +195,8 @@ def main() -> int:
     bundle = Bundle.open(args.model)
     engine = Engine.open(bundle)
     rated = [p for p in rated_photos(args.rated) if p.split == "test"]
-    kept = KeptRows(
-        args.keep, {"model": bundle.sha256, "rated": args.rated.name, "vista": args.vista.name, "limit": args.limit}
-    )
+    data = {name: folder and folder.name for name, folder in vars(args).items() if name in ("rated", "vista", "photos")}
+    kept = KeptRows(args.keep, {"model": bundle.sha256, **data, "limit": args.limit})
     name = str(args.model or "nano")
     single_pass = f"{args.single_pass}@0" if args.single_pass else None
     try:
@@ -228,8 +224,7 @@ def main() -> int:
         )
     contract = bundle.contract
     print(f"{contract.name} {contract.version} {contract.precision}, {time.monotonic() - started:.0f} s")
-    flat = {name: value.as_list() if isinstance(value, Estimate) else value for name, value in rows.items()}
-    print(json.dumps({"model": contract.name, "sha256": bundle.sha256, **flat}))
+    print(json.dumps({"model": contract.name, "sha256": bundle.sha256, **flat(rows)}))
     return 0
 
 

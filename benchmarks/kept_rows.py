@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from measures import Estimate
+from measures import Estimate, flat
 
 Row = Estimate | float | None
 Rows = dict[str, Row]
@@ -25,9 +25,8 @@ class KeptRows:
         if rows is None:
             rows = dict(measure())
             if self.path is not None:
-                flat = {n: v.as_list() if isinstance(v, Estimate) else v for n, v in rows.items()}
                 with self.path.open("a") as file:
-                    file.write(json.dumps({"part": name, "of": self.of, "rows": flat}) + "\n")
+                    file.write(json.dumps({"part": name, "of": self.of, "rows": flat(rows)}) + "\n")
         return rows
 
     def _kept(self, name: str) -> Rows | None:

@@ -1,9 +1,9 @@
 """Rank correlations and means with bootstrap intervals, resampled by group (source photo) where groups are given."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,11 @@ class Estimate:
 
     def as_list(self) -> list[float]:
         return [round(v, 4) for v in (self.value, self.low, self.high)]
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by their names, as JSON takes them."""
+    return {name: value.as_list() if isinstance(value, Estimate) else value for name, value in row.items()}
 
 
 def srcc(guess: Values, truth: Values) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from measures import Estimate, bootstrap, srcc
+from measures import bootstrap, flat, srcc
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -68,8 +68,8 @@ def main() -> int:
         rows.append(row := row_of(prober, photos, scale))
         figures = f"mean {row['mean']:.2f}  spread {row['spread']:.2f}  probes {row['probes']:.2f}"
         print(f"x {scale:<5g} {row['srcc']}  {figures}")
-    flat = [{k: v.as_list() if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
-    print(json.dumps({"model": bundle.contract.name, "sha256": bundle.sha256, "photos": len(photos), "rows": flat}))
+    told = {"model": bundle.contract.name, "sha256": bundle.sha256, "photos": len(photos)}
+    print(json.dumps({**told, "rows": [flat(row) for row in rows]}))
     return 0
 
 

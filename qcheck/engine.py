@@ -26,10 +26,8 @@ from qcheck.vision import vision_inputs
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
 REQUESTS: Final[tuple[Request, ...]] = ("first", "first_final", "crop", "crop_final")
-NATIVE: Final = (
-    "tensorrt",
-    "cuda",
-)  # packages that engines of our own need; without them ONNX Runtime has its provider
+# Packages that engines of our own need; without them ONNX Runtime has its provider.
+NATIVE: Final = ("tensorrt", "cuda")
 MOST_TILE_THREADS: Final = 8  # more only wait for memory
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from qcheck.backends.placement import kept_in
 from qcheck.bundle import Bundle
 from qcheck.contract import CACHE_PARTS, INPUTS_EMBEDS, KV_LENGTH, POSITION_IDS, Contract, past_name
 from qcheck.errors import DeviceError
@@ -112,8 +113,7 @@ class EngineCache:
 
     @classmethod
     def of_user(cls) -> "EngineCache":
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return cls(Path(home) / "qcheck" / "engines")
+        return cls(kept_in("engines"))
 
     def engine(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
         """The engine that is kept, or else a new one, which is then kept whole or not at all."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qcheck.backends.placement import CPU, ON_CPU, TENSORRT, Placement
+from qcheck.backends.placement import CPU, ON_CPU, TENSORRT, Placement, kept_in
 from qcheck.bundle import Bundle
 from qcheck.cache import Buffers, KVCache
 from qcheck.contract import (
@@ -146,8 +145,7 @@ def _options_of(provider: str) -> dict[str, str]:
     """TensorRT keeps what it compiled, which takes minutes; it looks by itself whether GPU and version still fit."""
     if provider != TENSORRT:
         return {}
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(home) / "qcheck" / "onnxruntime-tensorrt"
+    folder = kept_in("onnxruntime-tensorrt")
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "trt_engine_cache_enable": "1",

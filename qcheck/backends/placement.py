@@ -1,6 +1,8 @@
 """Where a bundle's graphs run: the devices by name, and the ONNX Runtime providers that serve each graph there."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 CPU: Final = "CPUExecutionProvider"
@@ -32,3 +34,9 @@ ON_CUDA: Final = Placement("cuda", "onnxruntime-cuda", (CUDA, CPU), (CUDA, CPU),
 ON_TENSORRT: Final = Placement("tensorrt", "onnxruntime-tensorrt", (TENSORRT, CUDA, CPU), (CUDA, CPU), "cuda")
 PLACEMENTS: Final = {place.device: place for place in (ON_CPU, ON_CUDA, ON_TENSORRT)}
 DEVICES: Final = ("auto", *PLACEMENTS)
+
+
+def kept_in(name: str) -> Path:
+    """The folder, of the user's own, where a backend keeps what it compiled; it may not be there yet."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "qcheck" / name
