@@ -22,8 +22,8 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 from cells import CELL_CHANNELS
-from glance import glance_of
 from look import eyes_of
+from overviews import whole_of
 from perceive import shows
 from runs import checkpoint_of
 from samples import token_truth, tokens_of
@@ -49,7 +49,7 @@ def found(eyes: Perception, items: list[Item], names: tuple[str, ...]) -> Estima
             cells = item.read(index).astype(np.float32)
             truth = token_truth(*tokens_of(cells), Box(*view["box"]), item.sample, names)
             known = truth.kinds >= 0
-            evidence = perceived(eyes, [torch.from_numpy(cells)], [glance_of(view)])[0]
+            evidence = perceived(eyes, [torch.from_numpy(cells)], [whole_of(item, index)])[0]
             odds += evidence.log_odds().flatten().numpy()[known].tolist()
             broken += (truth.kinds[known] > 0).tolist()
             sources += [item.sample["name"]] * int(known.sum())

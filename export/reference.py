@@ -14,6 +14,7 @@ from machine import available_bytes
 from numpy.typing import NDArray
 from torch_decoder import TorchDecoder
 
+from qcheck.contract import IMAGE_TOKENS
 from qcheck.windows import PATCH_POSITIONS, PATCHES
 
 FLOAT_BYTES: Final = 4
@@ -47,7 +48,7 @@ class Reference(TorchDecoder):
         return cls(model.eval(), checkpoint.architecture.vision, max_tokens)
 
     @torch.inference_mode()
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """One still; from where its patches lie, only how many there are is taken, because segments are the model's
         own matter."""
         vision, patches = self._vision, torch.from_numpy(inputs[PATCHES])
@@ -57,7 +58,7 @@ class Reference(TorchDecoder):
         tokens: NDArray[np.float32] = self._visual(
             times, grid_thw=torch.tensor([[1, rows, cols]])
         ).pooler_output.numpy()
-        return tokens
+        return {IMAGE_TOKENS: tokens}
 
 
 def unpacked(kind: Any, checkpoint: Checkpoint) -> Any:

@@ -2,7 +2,8 @@
 
 Unknown keys are refused: a key that this version does not understand could change what the numbers mean. A key that
 came after the first bundles has a default here, and its absence means what every bundle meant before there was that
-key: pixels in one plane a channel, a float32 cache, a model that does not think aloud, a spread reported as it is.
+key: pixels in one plane a channel, a float32 cache, a model that does not think aloud, a spread reported as it is, a
+photo that is judged by its global view.
 """
 
 import dataclasses
@@ -28,7 +29,10 @@ ZOOMING: Final = ("probe-json", "qwen-chat")
 # Names of the tensors of both graphs. Those of patches and of where they lie are in windows.py.
 PIXELS: Final = "pixels"  # (1, 3, height, width) float32, normalised
 SURVEY: Final = "survey"  # (1, rows, columns, 8) float32: the cells under the view; see survey.py
+GLANCED: Final = "glanced"  # (1, 3, height, width) float32: the pixels of a view by which its photo is to be judged
+KNOWN: Final = "known"  # (1, 1) float32: the score of the photo as a whole; 0: not yet known
 IMAGE_TOKENS: Final = "image_tokens"  # (tokens, hidden) float32
+JUDGED: Final = "judged"  # (1, 1) float32: `known`, or else that score
 INPUTS_EMBEDS: Final = "inputs_embeds"  # (1, tokens, hidden) float32
 POSITION_IDS: Final = "position_ids"  # (3, 1, tokens) int64: time, height, width
 KV_LENGTH: Final = "kv_length"  # (1,) int64: tokens already in the cache
@@ -86,13 +90,15 @@ class PatchSpec:
 class PixelSpec:
     """How pixels become the vision graph's input. `planar`: one (1, 3, h, w) tensor a view; `patches`: as `patches`
     says, in the order of Qwen's processor. `survey`: whether the graph takes the survey of the photo under the view
-    besides."""
+    besides. `overview`: the view of the whole photo by which the graph judges it, once for all views of it; see
+    vision.py."""
 
     layout: Literal["planar", "patches"]
     mean: tuple[float, ...]  # three, of 0..1 RGB
     std: tuple[float, ...]
     survey: bool
     patches: PatchSpec | None = None
+    overview: ViewSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +179,14 @@ class Contract:
                 len(values) == 3 and all(map(math.isfinite, values)), "pixels", "three finite numbers in mean and std"
             )
         _expect(min(self.pixels.std) > 0, "pixels.std", "positive numbers")
-        for name, view in (("global_view", self.global_view), ("crop_view", self.crop_view)):
+        views = {"global_view": self.global_view, "crop_view": self.crop_view, "pixels.overview": self.pixels.overview}
+        for name, view in views.items():
+            if view is None:
+                continue
             fits = view.token_px > 0 and view.token_px**2 <= view.max_pixels and 0 <= view.min_pixels <= view.max_pixels
             _expect(fits and 1 <= view.max_upscale < math.inf, name, "sizes that hold at least one token")
-        _expect(
-            self.global_view.token_px == self.crop_view.token_px, "crop_view.token_px", "the global view's token size"
-        )
+            _expect(self.global_view.token_px == view.token_px, f"{name}.token_px", "the global view's token size")
+        _expect(self.pixels.overview is None or self.pixels.layout == "planar", "pixels.overview", "the layout planar")
         _expect(0 <= self.crop.margin < math.inf and self.crop.min_side_px > 0, "crop", "a margin and a least side")
         decoder = self.decoder
         sizes = (decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.hidden, decoder.max_tokens)

@@ -10,19 +10,20 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qcheck import survey, tiles
+from qcheck import tiles
 from qcheck.backends import Backend
 from qcheck.backends.placement import DEVICES, ON_CPU, ON_CUDA, PLACEMENTS
 from qcheck.bundle import Bundle
 from qcheck.cache import KVCache
-from qcheck.contract import IMAGE_SLOT, SURVEY, Contract
+from qcheck.contract import IMAGE_SLOT, Contract
 from qcheck.dialects import dialect_of
 from qcheck.embeddings import Embeddings
 from qcheck.errors import BundleError, DeviceError, UsageError
 from qcheck.grammar import Grammar, Matcher
 from qcheck.rope import image_positions, text_positions
+from qcheck.spent import Spent, ms_since
 from qcheck.verdict import EngineInfo, ModelInfo
-from qcheck.vision import vision_inputs
+from qcheck.vision import Sight
 
 Request = Literal["first", "first_final", "crop", "crop_final"]
 REQUESTS: Final[tuple[Request, ...]] = ("first", "first_final", "crop", "crop_final")
@@ -44,16 +45,6 @@ class Token:
     probability: float
     expected: tuple[float, float] | None = None
     options: tuple[tuple[float, float], ...] = ()
-
-
-@dataclass(slots=True)
-class Spent:
-    """Milliseconds by phase, added up over a conversation."""
-
-    tiles: float = 0.0
-    vision: float = 0.0
-    prefill: float = 0.0
-    generate: float = 0.0
 
 
 class Sampler:
@@ -129,6 +120,10 @@ class Engine:
     def info(self) -> EngineInfo:
         return self.backend.info
 
+    def sight(self, spent: Spent | None = None) -> Sight:
+        """Of a photo that is looked at for the first time."""
+        return Sight(self.contract, self.backend, self.table, self.threads, spent or Spent())
+
     def conversation(self) -> "Conversation":
         """A new conversation with its own, empty cache."""
         return Conversation(self, self.backend.new_cache())
@@ -140,7 +135,7 @@ class Conversation:
     def __init__(self, engine: Engine, cache: KVCache) -> None:
         self.engine, self.cache, self.spent = engine, cache, Spent()
         self._next_position = 0
-        self._survey: NDArray[np.float32] | None = None  # of the photo, once a view of it was shown
+        self._sight = engine.sight(self.spent)
         # Image tokens of what was shown, for runs that come back to a mark and may ask for the same crops.
         self._encoded: dict[tiles.View, NDArray[np.float32]] = {}
         self._came_back = False
@@ -152,21 +147,10 @@ class Conversation:
 
     def show(self, request: Request, pixels: NDArray[np.uint8], view: tiles.View) -> None:
         """Appends a request with a view of the photo `pixels` (H, W, 3), and prefills it."""
-        engine, clock = self.engine, time.perf_counter()
-        wanted = engine.contract.pixels.survey and self._survey is None
-        if wanted:
-            self._survey = survey.empty_map(pixels.shape[1], pixels.shape[0])
+        engine = self.engine
         if not self._came_back or view not in self._encoded:
-            spec, to_fill = engine.contract.pixels, self._survey if wanted else None
-            inputs = vision_inputs(spec, pixels, view, engine.table, engine.threads, to_fill)
-            self.spent.tiles += _ms_since(clock)
-            clock = time.perf_counter()
-            if self._survey is not None:
-                inputs[SURVEY] = survey.under(self._survey, view.box)
-            self._encoded[view] = engine.backend.encode(inputs)
-            self.spent.vision += _ms_since(clock)
-            clock = time.perf_counter()
-        image = self._encoded[view]
+            self._encoded[view] = self._sight.tokens(pixels, view)
+        image, clock = self._encoded[view], time.perf_counter()
         before, after = engine.requests[request]
         token_px = engine.contract.global_view.token_px
         rows, cols = view.height // token_px, view.width // token_px
@@ -179,7 +163,7 @@ class Conversation:
         self._pending = []
         self._after_view = (self.cache.length + len(head) + len(image), position)
         self._step(embeds, np.concatenate((first, middle, last), 1))
-        self.spent.prefill += _ms_since(clock)
+        self.spent.prefill += ms_since(clock)
 
     def ask_again(self, request: Request) -> None:
         """Takes back what was asked and said since the last view and asks `request` about it instead. The view itself
@@ -191,7 +175,7 @@ class Conversation:
         positions, self._next_position = text_positions(position, len(after))
         self._pending = []
         self._step(self.engine.embeddings[after], positions)
-        self.spent.prefill += _ms_since(clock)
+        self.spent.prefill += ms_since(clock)
 
     def mark(self) -> Mark:
         """Where the conversation stands now."""
@@ -217,7 +201,7 @@ class Conversation:
             matcher.take([token.id])
             self._pending.append(token.id)
             said.append(token)
-        self.spent.generate += _ms_since(clock)
+        self.spent.generate += ms_since(clock)
         return said
 
     def _choose(self, allowed: NDArray[np.intp], sampler: Sampler | None) -> Token:
@@ -257,7 +241,3 @@ def _backend(bundle: Bundle, device: str, threads: int | None) -> Backend:
     except DeviceError as error:
         _log.debug("auto takes the CPU: %s", error)
         return OnnxRuntime(bundle, threads, ON_CPU)
-
-
-def _ms_since(start: float) -> float:
-    return (time.perf_counter() - start) * 1e3

@@ -20,7 +20,20 @@ from numpy.typing import NDArray
 
 from qcheck import prompt
 from qcheck.cache import KVCache
-from qcheck.contract import FORMAT, IMAGE_SLOT, PIXELS, SURVEY, Contract, DecoderSpec, FileEntry, PixelSpec
+from qcheck.contract import (
+    FORMAT,
+    GLANCED,
+    IMAGE_SLOT,
+    IMAGE_TOKENS,
+    JUDGED,
+    KNOWN,
+    PIXELS,
+    SURVEY,
+    Contract,
+    DecoderSpec,
+    FileEntry,
+    PixelSpec,
+)
 from qcheck.engine import Engine
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import CropSpec, ViewSpec
@@ -85,14 +98,15 @@ def plain_contract(**changes: Any) -> Contract:
 
 class FakeBackend:
     """Serves `Backend`. `seen`: the pixels of every view, as 8-bit (h, w, 3); `surveys`: what lay under each;
-    `caches`: one a conversation; `feeds`: for every step the tokens and their positions. `on_encode` is called before
-    a view is encoded."""
+    `given`: all that was given of each; `caches`: one a conversation; `feeds`: for every step the tokens and their
+    positions. `on_encode` is called before a view is encoded."""
 
     def __init__(self, plan: Plan, max_tokens: int = 4096, on_encode: Callable[[], None] = lambda: None) -> None:
         self.plan, self.max_tokens, self.on_encode = plan, max_tokens, on_encode
         self.info = EngineInfo("cpu", "fake", "fp32")
         self.seen: list[NDArray[np.uint8]] = []
         self.surveys: list[NDArray[np.float32] | None] = []
+        self.given: list[Mapping[str, NDArray[Any]]] = []
         self.caches: list[KVCache] = []
         self.feeds: list[tuple[list[int], NDArray[np.int64]]] = []
         self.forbidden: list[str] = []  # texts that the model wants most, everywhere
@@ -103,7 +117,7 @@ class FakeBackend:
         self.caches.append(made)
         return made
 
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         self.on_encode()
         self.surveys.append(inputs.get(SURVEY))
         pixels = inputs[PIXELS]
@@ -115,7 +129,15 @@ class FakeBackend:
         count = pixels.shape[2] // TOKEN_PX * (pixels.shape[3] // TOKEN_PX)
         rows = np.zeros((count, self.engine.embeddings.shape[1]), np.float32)
         rows[:, -1] = np.arange(1, count + 1)
-        return rows
+        self.given.append(inputs)
+        judged = {JUDGED: self.judge(inputs)} if KNOWN in inputs else {}
+        return {IMAGE_TOKENS: rows, **judged}
+
+    @staticmethod
+    def judge(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """By how large the picture is that is glanced at: 1 to 5 tokens."""
+        known: NDArray[np.float32] = inputs[KNOWN]
+        return np.where(known > 0, known, np.float32(inputs[GLANCED].size / (3 * TOKEN_PX**2)))
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         assert embeds.shape[0] == 1

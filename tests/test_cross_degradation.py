@@ -15,7 +15,9 @@ from fake_model import library, script
 torch = library("torch")
 library("sklearn")
 cross = script("cross_degradation", "benchmarks")
-stores, cells, encode, glance = (script(name) for name in ("stores", "cells", "encode", "glance"))
+stores, cells, encode, glance, overviews = (
+    script(name) for name in ("stores", "cells", "encode", "glance", "overviews")
+)
 NAMES = script("defects").PHOTOS.kinds
 
 
@@ -25,7 +27,7 @@ def test_tokens_are_told_apart_as_the_eyes_see_them(
 ) -> None:
     """Eyes that read the first channel, in views whose broken tokens have it raised."""
     writer = encode.CellStore(tmp_path, "local-0").writer()
-    same = {glance.KEY: glance.written(np.zeros(glance.CHANNELS))}
+    same = {overviews.GLANCE: overviews.written(np.zeros(glance.CHANNELS))}
     for index in range(6):
         view = np.zeros((8, 8, cells.CELL_CHANNELS), np.float16)
         view[:4, :4, 0] = 1
@@ -34,8 +36,8 @@ def test_tokens_are_told_apart_as_the_eyes_see_them(
         writer.add(known, iter([({"role": "global", "box": [0, 0, 400, 400], **same}, view)]))
     writer.close()
 
-    def perceived(_: Any, views: list[Any], glances: list[Any]) -> list[Any]:
-        assert len(glances) == len(views)
+    def perceived(_: Any, views: list[Any], summaries: list[Any]) -> list[Any]:
+        assert len(summaries) == len(views)
         tokens = views[0][::2, ::2, 0]
         return [SimpleNamespace(log_odds=lambda: sight * tokens)]
 

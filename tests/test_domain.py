@@ -19,8 +19,8 @@ from qcheck.probe import Limits
 
 torch = library("torch")
 library("transformers")
-train, sft, encode, look, cells, glance = (
-    script(name) for name in ("train", "sft", "encode", "look", "cells", "glance")
+train, sft, encode, look, cells, glance, overviews = (
+    script(name) for name in ("train", "sft", "encode", "look", "cells", "glance", "overviews")
 )
 narrator, rollouts, stores, visual = (script(name) for name in ("narrator", "rollouts", "stores", "visual"))
 
@@ -53,7 +53,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What render.py and encode.py would have made of pictures of parts."""
     folder: Path = tmp_path_factory.mktemp("cells")
     rng = np.random.default_rng(0)
-    same = {glance.KEY: glance.written(np.zeros(glance.CHANNELS))}
+    same = {overviews.GLANCE: overviews.written(np.zeros(glance.CHANNELS))}
     for kind, count in (("rated", 12), ("patched", 12), ("whole", 8), ("local", 50), ("aimed", 12)):
         writers = [encode.CellStore(folder, f"{kind}-{fold}").writer() for fold in range(2)]
         for index in range(count):
@@ -102,7 +102,7 @@ def test_the_eyes_tell_scratches_from_dents(taught: Path) -> None:
     for kind in ("scratch", "dent") * 6:
         shown, _ = view(rng, kind)
         with torch.inference_mode():
-            seen = torch.zeros(1, glance.CHANNELS)
+            seen = torch.zeros(1, script("visual").WHOLE_CHANNELS)
             (evidence,) = visual.perceived(eyes, [torch.from_numpy(shown.astype(np.float32))], seen)
         right.append(look.suspicions(evidence, domain.kinds)["suspicions"][0][4] == kind)
     assert np.mean(right) > 0.8

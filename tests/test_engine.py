@@ -18,6 +18,7 @@ from fake_model import IMAGE_BASE, FakeBackend, Plan, Wanted, fake_engine, plain
 from oracle import assert_same
 
 from qcheck import prompt
+from qcheck.contract import GLANCED, KNOWN, PIXELS, SURVEY
 from qcheck.engine import Conversation, Engine, Token
 from qcheck.errors import EngineError, UsageError
 from qcheck.rope import image_positions, text_positions
@@ -116,6 +117,50 @@ def test_a_bundle_that_wants_the_survey_gets_what_lies_under_each_view() -> None
     plain, other = fake_engine(calls_then_answers)
     plain.conversation().show("first", PHOTO, GLOBAL)
     assert other.surveys == [None]
+
+
+def judging_engine() -> tuple[Any, FakeBackend]:
+    """A bundle whose photos are judged by an overview of at most 2 x 2 tokens."""
+    contract = plain_contract()
+    small = replace(contract.global_view, min_pixels=64**2, max_pixels=128**2)
+    pixels = replace(contract.pixels, survey=True, overview=small)
+    return fake_engine(calls_then_answers, replace(contract, pixels=pixels))
+
+
+def test_a_large_photo_is_judged_once_by_a_small_picture_of_all_of_it() -> None:
+    engine, backend = judging_engine()
+    talk = engine.conversation()
+    talk.show("first", PHOTO, GLOBAL)
+    say(talk)
+    crop = View(Box(33, 64, 193, 192), 128, 128)
+    talk.show("crop", PHOTO, crop)
+    overview, whole, part = backend.given
+    small = (overview[PIXELS].shape[2], overview[PIXELS].shape[3])
+    assert small[0] * small[1] <= 128**2 < GLOBAL.width * GLOBAL.height
+    assert_same(backend.seen[0], oracle.resized(PHOTO, GLOBAL.box.as_list(), small[::-1]))
+    assert_array_equal(overview[GLANCED], overview[PIXELS])
+    assert_array_equal(overview[KNOWN], [[0.0]])
+    judged = small[0] * small[1] / 64**2  # as the fake does
+    for later in (whole, part):
+        assert_array_equal(later[KNOWN], [[judged]])
+        assert later[GLANCED].shape == (1, 3, 64, 64)
+    assert_same(overview[SURVEY], whole[SURVEY])
+    assert len(backend.caches) == 1
+    assert backend.caches[0].length == len(backend.caches[0].buffers["fed"])
+    plain, other = fake_engine(calls_then_answers)
+    plain.conversation().show("first", PHOTO, GLOBAL)
+    assert set(other.given[0]) == {PIXELS}
+
+
+def test_a_small_photo_is_judged_by_its_view() -> None:
+    engine, backend = judging_engine()
+    talk, small = engine.conversation(), np.ascontiguousarray(PHOTO[:100, :120])
+    talk.show("first", small, View(Box(0, 0, 120, 100), 128, 128))
+    say(talk)
+    talk.show("crop", small, View(Box(10, 10, 80, 80), 64, 64))
+    assert len(backend.given) == 2
+    assert_array_equal(backend.given[0][GLANCED], backend.given[0][PIXELS])
+    assert_array_equal(backend.given[1][KNOWN], [[4.0]])
 
 
 def test_two_conversations_share_nothing() -> None:
@@ -250,7 +295,8 @@ def test_a_full_cache_ends_the_talk_with_advice(spare: int) -> None:
 
 def test_time_is_booked_where_it_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("qcheck.engine.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for module in ("engine", "vision", "spent"):
+        monkeypatch.setattr(f"qcheck.{module}.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(FakeBackend):
         def step(self, *arguments: Any) -> Any:

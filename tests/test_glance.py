@@ -1,8 +1,7 @@
-"""A glance: what another network's last stages make of a view at half its size."""
+"""A glance: what another network's last stages make of a photo at half its size."""
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,15 +36,3 @@ def test_a_glance_is_the_mean_of_the_last_stages_at_half_size() -> None:
     assert_allclose(found, torch.cat([stage.mean((2, 3)) for stage in stages], 1), rtol=1e-3, atol=1e-3)
     assert found.shape == (2, glance.CHANNELS)
     assert not torch.allclose(found[0], found[1])
-
-
-def test_what_is_written_is_read() -> None:
-    values: Any = rng.normal(0, 2, glance.CHANNELS)
-    view = {"role": "global", glance.KEY: glance.written(values)}
-    assert_allclose(glance.glance_of(view), values, rtol=1e-3)
-    assert isinstance(view[glance.KEY], str)
-
-
-def test_cells_without_glances_are_said() -> None:
-    with pytest.raises(script("runs").RunError, match="make them again"):
-        glance.glance_of({"role": "global"})

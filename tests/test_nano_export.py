@@ -28,7 +28,7 @@ from small_networks import shallow_teacher
 from qcheck import tiles
 from qcheck.bundle import Bundle, BundleError
 from qcheck.checker import Checker
-from qcheck.contract import CONTRACT_FILE, PIXELS, SURVEY
+from qcheck.contract import CONTRACT_FILE, GLANCED, IMAGE_TOKENS, JUDGED, KNOWN, PIXELS, SURVEY
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
@@ -170,16 +170,16 @@ class Talk:
             "pixel_values": torch.cat([patches for patches, _ in packed]),
             "image_grid_thw": torch.tensor([grid for _, grid in packed]),
             "surveys": self.surveys,
+            "known": torch.zeros(1, 1),
         }
         with torch.inference_mode():
-            seen = torch.cat(
-                [
-                    model.model.visual.image_tokens(torch.from_numpy(pixels[None]), survey)
-                    for pixels, survey in zip(planar, self.surveys, strict=True)
-                ]
-            )
+            seen, known = list[Any](), self.qwen["known"]
+            for one, survey in zip(planar, self.surveys, strict=True):
+                pixels = torch.from_numpy(one[None])
+                tokens, known = model.model.visual.image_tokens(pixels, survey, pixels, known)
+                seen.append(tokens)
             self.embeds = model.get_input_embeddings()(self.ids).clone()
-            self.embeds[self.images] = seen
+            self.embeds[self.images] = torch.cat(seen)
 
     def qwen_logits(self, ids: Any) -> Any:
         """(tokens, vocabulary) logits of a plain transformers forward; `ids` may go on after the talk."""
@@ -314,20 +314,35 @@ def test_the_vision_graph_takes_every_shape(made: Made, width: int, height: int)
     pixels = photo.transpose(2, 0, 1)[None].astype(np.float32) / 128 - 1
     # What is seen may be shown larger or smaller than it is, so that the survey's grid is of any size as well.
     survey = survey_of(texture(width + 70, height // 2 + 7, 6))
-    with torch.inference_mode():
-        expected = made.model.model.visual.image_tokens(torch.from_numpy(pixels), survey).numpy()
-    tokens = backend.encode({PIXELS: pixels, SURVEY: survey.numpy()})
-    assert tokens.shape == (width * height // 64**2, HIDDEN)
-    assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
-    assert len(tokens) == 1 or np.ptp(tokens, axis=0).max() > 0.5
+    # What is glanced at may be of any other size, and tells nothing where the score is known.
+    glanced = texture(192, 64, 7).transpose(2, 0, 1)[None].astype(np.float32) / 128 - 1
+    scores = []
+    for known in (0.0, 2.5):
+        given = {PIXELS: pixels, SURVEY: survey.numpy(), GLANCED: glanced, KNOWN: np.full((1, 1), known, np.float32)}
+        with torch.inference_mode():
+            expected, score = made.model.model.visual.image_tokens(*map(torch.from_numpy, given.values()))
+        seen = backend.encode(given)
+        tokens = seen[IMAGE_TOKENS]
+        assert tokens.shape == (width * height // 64**2, HIDDEN)
+        assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
+        assert_allclose(seen[JUDGED], score, atol=SAME_GRAPH, rtol=0)
+        scores.append(float(seen[JUDGED][0, 0]))
+        assert len(tokens) == 1 or np.ptp(tokens, axis=0).max() > 0.5
+    assert 1 <= scores[0] <= 5
+    assert scores[1] == 2.5
 
 
 def shown(engine: Engine, pixels: NDArray[np.uint8], view: View) -> NDArray[np.float32]:
     """The image tokens that the runtime makes of a view."""
-    encode, got = engine.backend.encode, list[NDArray[np.float32]]()
-    engine.backend.encode = lambda *given: got.append(encode(*given)) or got[0]  # type: ignore[method-assign]
-    engine.conversation().show("first", pixels, view)
-    return got[0]
+    return engine.sight().tokens(pixels, view)
+
+
+def tokens_of(model: Any, planar: NDArray[np.float32], survey: Any) -> NDArray[np.float32]:
+    """Of a view (3, h, w) of all of a photo that is judged by it."""
+    pixels = torch.from_numpy(planar[None])
+    tokens, _ = model.model.visual.image_tokens(pixels, survey, pixels, torch.zeros(1, 1))
+    found: NDArray[np.float32] = tokens.numpy()
+    return found
 
 
 def test_the_vision_graph_is_given_the_survey(made: Made) -> None:
@@ -338,8 +353,7 @@ def test_the_vision_graph_is_given_the_survey(made: Made) -> None:
     planar = tiles.planar(pixels, [view], tiles.normalise_table(contract.pixels.mean, contract.pixels.std))[0]
     with torch.inference_mode():
         expected, blind = (
-            made.model.model.visual.image_tokens(torch.from_numpy(planar[None]), survey).numpy()
-            for survey in (survey_of(pixels), torch.zeros(1, 1, 1, 8))
+            tokens_of(made.model, planar, survey) for survey in (survey_of(pixels), torch.zeros(1, 1, 1, 8))
         )
     tokens = shown(Engine.open(made.fp32, threads=1), pixels, view)
     assert_allclose(tokens, expected, atol=SAME_GRAPH, rtol=0)
@@ -366,7 +380,7 @@ def test_a_vision_graph_need_not_take_the_survey(made: Made, tmp_path: Path) -> 
     pixels, view = texture(200, 100, 5), View(Box(0, 0, 200, 100), 192, 128)
     planar = tiles.planar(pixels, [view], tiles.normalise_table(contract.pixels.mean, contract.pixels.std))[0]
     with torch.inference_mode():
-        expected = made.model.model.visual.image_tokens(torch.from_numpy(planar[None]), blind).numpy()
+        expected = tokens_of(made.model, planar, blind)
     assert_allclose(shown(Engine.open(Bundle.open(folder), threads=1), pixels, view), expected, atol=SAME_GRAPH, rtol=0)
     # What looks at no more than the view can be given a smaller picture.
     large = Image.fromarray(texture(400, 300, 2)).resize((3400, 2550))
@@ -605,7 +619,7 @@ def test_a_checkpoint_is_made_of_a_bundle_again(made: Made, tmp_path: Path) -> N
     photo = texture(320, 256, 3)
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] / 128 - 1
     with torch.inference_mode():
-        told, truth = (one.model.visual.image_tokens(pixels, survey_of(photo)) for one in (model, made.model))
+        told, truth = (tokens_of(one, pixels[0].numpy(), survey_of(photo)) for one in (model, made.model))
     assert_allclose(told, truth, atol=SAME_SUMS)
 
 

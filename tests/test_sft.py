@@ -117,16 +117,84 @@ def test_what_was_known_is_taught_by_what_knew_it(model: Any) -> None:
     size, length = tokenizer().get_vocab_size(), 5
     before = sft.Trainer(SimpleNamespace(lm_head=lambda hidden: hidden), sft.Targets(tokenizer()), image_id=-1)
     hidden = torch.randn(2, length, size)
-    before.hidden = lambda _: (hidden, None, None)
+    read: list[Any] = []
+    before.hidden = lambda examples: read.extend(examples) or (hidden, None, None)
     rows, cols = torch.tensor([0, 0, 1]), torch.tensor([2, 4, 3])
-    examples = [SimpleNamespace(exact_scores={4: 3.2}), SimpleNamespace(exact_scores={})]
+    examples = [SimpleNamespace(exact_scores={4: 3.2}, before=None), SimpleNamespace(exact_scores={}, before="other")]
     wanted = torch.rand(3, size)
     found = before.unless_scored(examples, rows, cols, wanted)
     assert torch.equal(found[1], wanted[1])
     assert_allclose(found[0], hidden[0, 1].softmax(-1), atol=1e-6)
     assert_allclose(found[2], hidden[1, 2].softmax(-1), atol=1e-6)
+    assert read == [examples[0], "other"]  # what the teacher's own eyes saw, where they were others
 
 
 def test_scores_alone_need_a_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a start"):
         sft.Config(tmp_path, tmp_path, tmp_path, scores_alone=True)
+
+
+def test_what_a_teacher_reads_needs_a_teacher(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="what the teacher of scores_alone reads"):
+        sft.Config(tmp_path, tmp_path, tmp_path, before=tmp_path)
+
+
+def looks(folder: Path, score: float, crops: int = 2) -> Path:
+    """Of six photos of a kind; `score`: what the eyes read of each."""
+    look = script("look")
+    for kind in ("rated", "local"):
+        writer = look.SeenStore(folder, f"{kind}-0").writer()
+        for index in range(6):
+            roles = ("global", "window") if kind == "rated" else ("global", *(f"truth{i}" for i in range(crops)))
+            about = {"box": [0, 0, 900, 600], "suspicions": [[0.1, 0.2, 0.5, 0.6, "noise", 2]] * 3}
+            about |= {"score": score, "toll": 3.0 + index / 4, "attributes": [score] * 5, "places": [[0.1] * 25] * 3}
+            views = [({**about, "role": role}, np.zeros((6, 9, look.seen_channels()), np.float16)) for role in roles]
+            sample = {"split": "train", "name": f"{index}.jpg", "width": 900, "height": 600, "score": 3.0}
+            writer.add({**sample, "defects": []}, iter(views))
+        writer.close()
+    items = sft.lessons_in(folder, look.seen_channels())
+    assert {kind: len(found) for kind, found in items.items() if found} == {"rated": 6, "local": 6}
+    return folder
+
+
+def test_a_teacher_reads_the_same_conversations_with_its_own_eyes(tmp_path: Path) -> None:
+    channels, rng = script("look").seen_channels(), np.random.default_rng(3)
+    (tmp_path / "now").mkdir()
+    (tmp_path / "then").mkdir()
+    now, then = (
+        sft.lessons_in(looks(tmp_path / name, score), channels) for name, score in (("now", 2.0), ("then", 4.0))
+    )
+    narration = script("narrator")
+    narrator = narration.Narrator(narration.Speller(tokenizer(), rng), rng)
+    counts = dict.fromkeys(now, 8)
+    for part in ("short", "long", "review"):
+        examples = sft.lessons(part, narrator, now, rng, counts, then)
+        assert len(examples) >= 2
+        for example in examples:
+            before = example.before
+            assert {shown.score for shown in example.views} == {2.0}
+            assert {shown.score for shown in before.views} == {4.0}
+            assert [(s.role, s.toll) for s in before.views] == [(s.role, s.toll) for s in example.views]
+            assert all(np.array_equal(a, b) for a, b in zip(before.kept, example.kept, strict=True))
+            assert before.weights == example.weights
+            scores = set(example.exact_scores)
+            assert set(before.exact_scores) == scores
+            of_attributes = {place for place, token in enumerate(example.tokens) if token != before.tokens[place]}
+            assert of_attributes <= scores | set(attribute_places(example))
+    assert all(example.before is None for example in sft.lessons("long", narrator, now, rng, counts))
+
+
+def attribute_places(example: Any) -> list[int]:
+    """Where attributes are said."""
+    opened = {tokenizer().token_to_id(prompt.attribute_chunk(name)) for name in script("defects").PHOTOS.attributes}
+    return [place + 1 for place, token in enumerate(example.tokens) if token in opened]
+
+
+def test_other_samples_are_no_looks_of_before(tmp_path: Path) -> None:
+    channels = script("look").seen_channels()
+    for name, crops in (("now", 2), ("then", 1)):
+        (tmp_path / name).mkdir()
+        looks(tmp_path / name, 3.0, crops)
+    now, then = (sft.lessons_in(tmp_path / name, channels)["local"] for name in ("now", "then"))
+    assert sft.names_of(now) == sft.names_of(now)
+    assert sft.names_of(now) != sft.names_of(then)

@@ -46,13 +46,13 @@ def test_a_view_is_looked_at_once_by_each_pair_of_eyes(tmp_path: Path) -> None:
                 ((one,), pixels, survey + 1),
             ]
         ):
-            found = kept.of(eyes, seen, under, look(float(value)))
+            found = kept.of(eyes, (seen, under), look(float(value)))
             for part, expected in zip(found, evidence(float(value)), strict=True):
                 torch.testing.assert_close(part, expected, rtol=0, atol=0)
     assert looked == [0.0, 1.0, 2.0, 3.0]
     with torch.no_grad():
         one.weight += 1
-    taught = sights.Sights(tmp_path / "kept").of((one,), pixels, survey, look(4.0))
+    taught = sights.Sights(tmp_path / "kept").of((one,), (pixels, survey), look(4.0))
     assert looked[-1] == 4.0
     assert float(taught.score) == 4.0
 
@@ -65,7 +65,7 @@ def test_a_model_that_remembers_says_the_same(tmp_path: Path, monkeypatch: pytes
     fresh = Prober(engine).judge(photo, Limits(2))
     engine.eyes.sights = sights.Sights(tmp_path)
     first = Prober(engine).judge(photo, Limits(2))
-    assert len(list(tmp_path.glob("*.npz"))) == len(engine.last.seen)
+    assert len(list(tmp_path.glob("*.npz"))) == 1 + len(engine.last.seen)  # and the overview
     monkeypatch.setattr(engine.eyes, "seen", None)  # nothing is looked at any more
     again = Prober(engine).judge(photo, Limits(2))
     for other in (first, again):

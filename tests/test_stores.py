@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ library("onnx")
 stores = script("stores")
 encode = script("encode")
 cells = script("cells")
-glance = script("glance")
+visual = script("visual")
+glance, overviews = script("glance"), script("overviews")
 
 Views = list[tuple[dict[str, Any], NDArray[Any]]]
 
@@ -99,7 +101,8 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def photos() -> Iterator[tuple[dict[str, Any], Views, Views]]:
-    """Two samples, their views and their surveys; the second shows two photos, one of them in a crop besides."""
+    """Three samples, their views and their surveys; the second shows two photos, one of them in a crop besides, and the
+    third one that is larger than its overview."""
     one, two, three = oracle.photo(64, 128, 3), oracle.photo(200, 128, 4), oracle.photo(128, 192, 5)
     box = [32, 40, 96, 168]
     yield (
@@ -121,9 +124,19 @@ def photos() -> Iterator[tuple[dict[str, Any], Views, Views]]:
             ({"role": "global", "box": [0, 0, 192, 128]}, oracle.survey(three)),
         ],
     )
+    large = oracle.photo(576, 640, 6)
+    yield (
+        {"split": "train", "score": 3.0},
+        [({"role": "global", "box": [0, 0, 640, 576]}, large)],
+        [({"role": "global", "box": [0, 0, 640, 576]}, oracle.survey(large))],
+    )
 
 
-def test_cells_and_glances_of_a_store_are_the_networks(small_network: None, tmp_path: Path) -> None:
+def test_cells_and_glances_of_a_store_are_the_networks(
+    small_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The views of these photos are smaller than the runtime's would be, and so are their overviews.
+    monkeypatch.setattr(overviews, "OVERVIEW", replace(overviews.OVERVIEW, min_pixels=64**2))
     samples = list(photos())
     write(stores.ViewStore(tmp_path, "local-0"), *((sample, views) for sample, views, _ in samples))
     write(stores.SurveyStore(tmp_path, "survey-local-0"), *(({}, surveys) for _, _, surveys in samples))
@@ -137,25 +150,35 @@ def test_cells_and_glances_of_a_store_are_the_networks(small_network: None, tmp_
     encode.export_sight(encoder, glances, out / "encoder.onnx")
     encode.work("local-0", Namespace(views=tmp_path, out=out))
     items = stores.items_of(out, "local", cells.CELL_CHANNELS, np.float16)
-    assert [item.sample["score"] for item in items] == [2.5, 4.0]
+    assert [item.sample["score"] for item in items] == [2.5, 4.0, 3.0]
     # What lies under each view, in the order of the samples above.
     maps = [oracle.survey(pixels) for pixels in (oracle.photo(64, 128, 3), oracle.photo(200, 128, 4))]
-    under = [[maps[0]], [maps[1], maps[1][1:6, 1:3], oracle.survey(oracle.photo(128, 192, 5))]]
+    large = oracle.photo(576, 640, 6)
+    under = [[maps[0]], [maps[1], maps[1][1:6, 1:3], oracle.survey(oracle.photo(128, 192, 5))], [oracle.survey(large)]]
     mean, std = (np.array(part, np.float32) for part in (cells.IMAGENET_MEAN, cells.IMAGENET_STD))
+
+    def planes(shown: Any) -> Any:
+        return torch.from_numpy(((shown / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].astype(np.float32))
+
     for item, (_, views, _), surveys in zip(items, samples, under, strict=True):
         for index, ((about, shown), map_) in enumerate(zip(views, surveys, strict=True)):
-            pixels = ((shown / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
+            maps_of = torch.from_numpy(np.ascontiguousarray(map_[None]))
             with torch.inference_mode():
-                shown_to = torch.from_numpy(pixels)
-                expected = encoder(shown_to, torch.from_numpy(np.ascontiguousarray(map_[None])))[0]
-                glanced = glances(shown_to)[0]
+                expected = encoder(planes(shown), maps_of)[0]
             found = item.read(index)
             assert found.dtype == np.float16
             assert found.shape == (shown.shape[0] // 32, shown.shape[1] // 32, cells.CELL_CHANNELS)
             assert_allclose(found.astype(np.float32), expected, rtol=1e-2, atol=1e-2)
             kept = item.sample["views"][index]
             assert (kept["role"], kept["box"]) == (about["role"], about["box"])
-            assert_allclose(glance.glance_of(kept), glanced, rtol=1e-2, atol=1e-2)
+            small = shown if shown is not samples[2][1][0][1] else oracle.resized(large, (0, 0, 640, 576), (512, 448))
+            if about["role"] == "global":
+                with torch.inference_mode():
+                    whole = visual.summary_of(encoder(planes(small), maps_of), glances(planes(small)))[0]
+                assert_allclose(overviews.whole_of(item, index)[:-1], whole, rtol=2e-2, atol=2e-2)
+                assert (overviews.SUMMARY in kept) == (small is not shown)
+            else:
+                assert overviews.GLANCE not in kept
 
 
 def test_views_and_surveys_of_other_samples_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,8 +191,11 @@ def test_views_and_surveys_of_other_samples_are_not_mixed(tmp_path: Path, monkey
         def __init__(self, path: Path) -> None:
             pass
 
-        def at(self, shown: NDArray[np.uint8], map_: NDArray[np.float32]) -> tuple[NDArray[np.float16], ...]:
-            return np.zeros((1, 1, cells.CELL_CHANNELS), np.float16), np.zeros(glance.CHANNELS, np.float16)
+        def at(self, shown: NDArray[np.uint8], map_: NDArray[np.float32]) -> NDArray[np.float16]:
+            return np.zeros((1, 1, cells.CELL_CHANNELS), np.float16)
+
+        def whole(self, shown: Any, map_: Any, box: Any) -> tuple[NDArray[np.float16], dict[str, str]]:
+            return self.at(shown, map_), {}
 
     (tmp_path / "cells").mkdir()
     monkeypatch.setattr(encode, "Look", Nothing)

@@ -18,7 +18,7 @@ samples = script("samples")
 stores = script("stores")
 toll = script("toll")
 cells = script("cells")
-glance = script("glance")
+glance, overviews = script("glance"), script("overviews")
 visual = script("visual")
 regions = script("regions")
 Box = script("narrator").Box
@@ -77,6 +77,21 @@ def test_views_come_to_a_soft_minimum(tolls: list[float], score: float) -> None:
     assert toll.overall(tolls) == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("places", "whole", "score"),
+    [
+        (2.0, 4.6, 2.0),  # a broken place of a good photo
+        (4.6, 2.0, 2.0 - 0.15 * 2.6),  # nothing in a photo that is bad as a whole
+        (4.6, 4.6, 4.6 - 0.3 * np.log(2)),
+        (3.0, 3.6, 3.0 - 0.3 * np.log(1 + np.exp(-2)) - 0.15),
+        (1.1, 1.0, 1.0),
+    ],
+)
+def test_a_photo_is_no_better_than_its_places_nor_than_the_whole(places: float, whole: float, score: float) -> None:
+    assert toll.judged([places], whole) == pytest.approx(score, abs=1e-3)
+    assert toll.judged([places, places], whole) == pytest.approx(score, abs=1e-3)
+
+
 DEFECT = {"kind": "noise", "level": 3, "box": [100, 100, 300, 200], "cost": 0.5}
 
 
@@ -102,9 +117,9 @@ def test_every_view_is_read_with_its_toll(tmp_path: Path) -> None:
     boxes = {"global": [0, 0, 1000, 800], "edge": [0, 0, 110, 300], "crop": [400, 0, 700, 300]}
     rng = np.random.default_rng(0)
     for number in range(5):
-        seen, rows = glance.written(rng.normal(size=glance.CHANNELS)), 2 + 2 * (number % 2)
+        seen, rows = overviews.written(rng.normal(size=glance.CHANNELS)), 2 + 2 * (number % 2)
         views = [
-            ({"role": role, "box": box, glance.KEY: seen}, rng.normal(size=(rows, 4, cells.CELL_CHANNELS)))
+            ({"role": role, "box": box, overviews.GLANCE: seen}, rng.normal(size=(rows, 4, cells.CELL_CHANNELS)))
             for role, box in boxes.items()
         ]
         views = [(about, view.astype(np.float16)) for about, view in views]
@@ -118,8 +133,7 @@ def test_every_view_is_read_with_its_toll(tmp_path: Path) -> None:
     assert seen.tolls.tolist() == pytest.approx([4.6] * 3 + [2.8, 4.6] * 4)
     assert seen.crops.tolist() == [False, True, True] + [False, True] * 4
     for number, strength in zip((0, 1), (seen.strengths[0], seen.strengths[3]), strict=True):
-        glanced = glance.glance_of(items[number].sample["views"][0])
         view = torch.from_numpy(items[number].read(0).astype(np.float32))
-        (evidence,) = visual.perceived(eyes, [view], [glanced])
+        (evidence,) = visual.perceived(eyes, [view], [overviews.whole_of(items[number], 0)])
         assert_allclose(strength, evidence.proposals.strengths.max(), atol=1e-4)
     assert [len(part.tolls) for part in seen.groups()] == [5, 6]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +333,7 @@ def test_examples_are_consistent(pool: list[Any], name: str) -> None:
         assert not weights[np.array(example.tokens) == image].any(), "image tokens are never taught"
         assert weights.min() >= 0
         assert len(example.exact_scores) == 1
-        views = script("toll").overall([shown.toll for shown in example.views])
+        views = script("toll").judged([shown.toll for shown in example.views], example.views[0].score)
         for place, score in example.exact_scores.items():
             mean = {"local": views, "clean": views, "rated": example.views[0].score}.get(name, sample["score"])
             assert score == mean
@@ -341,12 +342,20 @@ def test_examples_are_consistent(pool: list[Any], name: str) -> None:
             assert weights[place] == narration.SCORE_WEIGHT
 
 
-def test_a_large_photo_that_is_bad_all_over_has_its_true_score(pool: list[Any]) -> None:
-    narration = script("narrator")
-    sample = {**pool[0].sample, "defects": pool[3].sample["defects"]}
-    for seed in range(10):
-        narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed))
-        assert list(narrator.local(pool[0]._replace(sample=sample)).exact_scores.values()) == [sample["score"]]
+def test_a_large_rated_photo_has_the_score_that_its_view_comes_to(
+    pool: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small one what the eyes read of it as a whole."""
+    narration, toll, rated = script("narrator"), script("toll"), pool[KIND_OF_SAMPLE["rated"]]
+    narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(0))
+    shown = narration.shown_views(rated)[0]
+    assert list(narrator.rated(rated, augment=False).exact_scores.values()) == [shown.score]
+    large = replace(shown, seen=np.repeat(shown.seen, 5, 0))
+    monkeypatch.setattr(narration, "shown_views", lambda item: [large])
+    example = narrator.rated(rated, augment=False)
+    ((place, score),) = example.exact_scores.items()
+    assert score == toll.judged([shown.toll], shown.score) != shown.score
+    assert texts(example)[place] == narration.score_token(score)
 
 
 def test_tokens_are_left_out_at_random(pool: list[Any]) -> None:
@@ -583,7 +592,7 @@ def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
-    """And what the tolls come to, and its attributes. It decides nothing: its numbers and words are."""
+    """And what the views come to, and its attributes. It decides nothing: its numbers and words are."""
     narration = script("narrator")
     read = {*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *KINDS, *DEFECT_LEVELS}
     scores = set()
@@ -593,7 +602,8 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
         said = texts(example)
         assert len(example.views) == 1 + len(SUSPECTED)
         near_ones = sum(shown.role == "near" for shown in example.views)
-        score = 0.5 * (2.5 if near_ones else 4.0) + 0.5 * (4.0 - 1.5 * near_ones / len(example.views))
+        places = 0.5 * (2.5 if near_ones else 4.0) + 0.5 * (4.0 - 1.5 * near_ones / len(example.views))
+        score = script("toll").judged([places], 3.0)
         assert list(example.exact_scores.values()) == pytest.approx([score])
         assert float(said[next(iter(example.exact_scores))]) == pytest.approx(score, abs=0.06)
         named = zip(defects.PHOTOS.attributes, ATTRIBUTES, strict=True)

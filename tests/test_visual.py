@@ -17,7 +17,7 @@ from fake_model import library, script
 torch = library("torch")
 visual = script("visual")
 cells = script("cells")
-glance = script("glance")
+glance, overviews = script("glance"), script("overviews")
 look = script("look")
 perceive = script("perceive")
 candidates = script("candidates")
@@ -43,17 +43,18 @@ def views(*sizes: tuple[int, int]) -> list[Any]:
     return [torch.randn(rows, cols, cells.CELL_CHANNELS) for rows, cols in sizes]
 
 
-def glances(count: int) -> list[Any]:
+def wholes(count: int) -> list[Any]:
+    """Summaries of as many photos."""
     torch.manual_seed(7)
-    return [torch.randn(glance.CHANNELS) for _ in range(count)]
+    return [torch.randn(visual.WHOLE_CHANNELS) for _ in range(count)]
 
 
 @torch.inference_mode()
 def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
     many = views((8, 12), (4, 4), (8, 12), (2, 2), (12, 8), (4, 4))
-    glanced = glances(len(many))
-    for view, seen, evidence in zip(many, glanced, visual.perceived(eyes, many, glanced), strict=True):
-        alone = eyes(view[None], seen[None])
+    known = wholes(len(many))
+    for view, seen, evidence in zip(many, known, visual.perceived(eyes, many, known), strict=True):
+        alone = eyes(view[None], eyes.judged(seen[None]))
         assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, 1 + len(KINDS))
         assert evidence.severity.shape == (*evidence.kinds.shape[:2], 1)
         for part, other in zip(evidence, alone, strict=True):
@@ -64,7 +65,7 @@ def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
 def test_one_look_at_a_token_does_not_depend_on_its_place(eyes: Any) -> None:
     """What knew the place or the neighbours of a token learned photos by heart."""
     (view,) = views((8, 12))
-    seen = torch.stack(glances(1))
+    seen = eyes.judged(torch.stack(wholes(1)))
     odds = eyes(view[None], seen).log_odds()[0]
     turned = eyes(view.flip(0)[None], seen).log_odds()[0]
     assert_allclose(turned, odds.flip(0), atol=1e-4)
@@ -74,7 +75,7 @@ def test_one_look_at_a_token_does_not_depend_on_its_place(eyes: Any) -> None:
 @torch.inference_mode()
 def test_a_description_has_its_shape(eyes: Any) -> None:
     for rows, cols in ((4, 6), (1, 1), (1, 7)):
-        (evidence,) = visual.perceived(eyes, views((2 * rows, 2 * cols)), glances(1))
+        (evidence,) = visual.perceived(eyes, views((2 * rows, 2 * cols)), wholes(1))
         reading, view = visual.described(evidence)
         assert reading.shape == (rows * cols, visual.reading_size(len(KINDS)))
         assert view.shape == (visual.view_reading_size(len(KINDS)),)
@@ -225,7 +226,7 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
 
 def stored(folder: Path, name: str, samples_of: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Any]]]]) -> None:
     """All are glanced at alike, but those that say otherwise."""
-    writer, alike = CellStore(folder, name).writer(), {glance.KEY: glance.written(np.zeros(glance.CHANNELS))}
+    writer, alike = CellStore(folder, name).writer(), {overviews.GLANCE: overviews.written(np.zeros(glance.CHANNELS))}
     for index, (sample, seen) in enumerate(samples_of):
         writer.add({"name": f"{name}-{index}.jpg", **sample}, ((alike | about, view) for about, view in seen))
     writer.close()
@@ -243,8 +244,8 @@ def random_view(rows: int, cols: int, seed: int) -> Any:
 @torch.inference_mode()
 def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     views_seen = [random_view(8, 12, seed) for seed in range(2)]
-    (glanced,) = glances(1)
-    about = {"role": "global", "box": [0, 0, 768, 512], glance.KEY: glance.written(glanced.numpy())}
+    glanced = overviews.written(np.random.default_rng(3).normal(size=glance.CHANNELS))
+    about = {"role": "global", "box": [0, 0, 768, 512], overviews.GLANCE: glanced}
     stored(tmp_path, "rated-0", [({"split": "train", "score": 3.5}, [(about, view)]) for view in views_seen])
     items = cells_in(tmp_path, "rated")
     assert [item.sample["fold"] for item in items] == ["0", "0"]
@@ -252,10 +253,12 @@ def test_what_was_looked_at_is_kept(eyes: Any, tmp_path: Path) -> None:
     look.look(eyes, items, store, np.random.default_rng(1), True)
     seen = stores.items_of(tmp_path, "seen", look.seen_channels(), np.float16)
     assert [item.sample["score"] for item in seen] == [3.5, 3.5]
-    for view, item in zip(views_seen, seen, strict=True):
+    for view, item, of in zip(views_seen, seen, items, strict=True):
         whole, window = item.sample["views"]
-        (evidence,) = visual.perceived(eyes, [torch.from_numpy(view.astype(np.float32))], [glanced])
-        assert glance.KEY not in whole
+        shown = torch.from_numpy(view.astype(np.float32))
+        (evidence,) = visual.perceived(eyes, [shown], [overviews.whole_of(of, 0)])
+        assert overviews.GLANCE not in whole
+        assert (window["score"], window["attributes"]) == (whole["score"], whole["attributes"])
         numbers = (whole["score"], whole["toll"], whole["attributes"], whole["places"])
         kept = look.unpacked(torch.from_numpy(item.read(0).astype(np.float32)), *numbers)
         for part, other in zip(kept, evidence, strict=True):
@@ -314,7 +317,7 @@ def test_eyes_learn_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for _ in range(20):
         view, box = damaged_view(rng)
         with torch.inference_mode():
-            found = visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))], glances(1))[0].proposals
+            found = visual.perceived(eyes.eval(), [torch.from_numpy(view.astype(np.float32))], wholes(1))[0].proposals
         assert KINDS[int(found.kinds[0, 1:].argmax())] == "noise"
         assert int(found.levels[0].argmax()) == 2
         assert float(found.severities[0]) == pytest.approx(0.4, abs=0.1)
@@ -453,6 +456,29 @@ def test_eyes_of_folds_learn_a_context_once(tmp_path: Path, monkeypatch: pytest.
     assert "local-0-0.jpg" not in fold_of, "of dev"
 
 
+def perceived_alone(eyes: Any, *seen: Any) -> list[Any]:
+    """Views that show all of a small photo, each judged by itself."""
+    rest = torch.zeros(glance.CHANNELS + 1)
+    wholes_of = [torch.cat((visual.summary(view[None])[0], rest)) for view in seen]
+    found: list[Any] = visual.perceived(eyes, seen, wholes_of)
+    return found
+
+
+@torch.inference_mode()
+def test_a_photo_may_score_more_the_larger_it_is(eyes: Any) -> None:
+    """By so much with each doubling of its pixels, up to so many of them, and never beyond the scale."""
+    eyes.quality.ridge.bias.fill_(0.2)
+    (whole,) = wholes(1)
+    scores = []
+    for count in (1.0, 256.0, 512.0, 16 * 256.0, 900 * 256.0):  # cells of 32 px: of 512 x 512 are 256
+        whole[-1] = visual.doublings(torch.tensor(count))
+        scores.append(float(eyes.judged(whole[None])))
+    own = float(eyes.quality(whole[None, :-1]))
+    assert scores == pytest.approx([own, own, own + 0.3, own + 1.2, own + 1.2], abs=1e-4)
+    eyes.quality.ridge.bias.fill_(9.0)
+    assert float(eyes.judged(whole[None])) == 5
+
+
 def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:
     entries = []
     for seed in range(40):
@@ -473,7 +499,7 @@ def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:
         other = view.clone()
         other[..., cells.VIEW_CHANNELS :] += torch.randn(cells.SURVEY_CHANNELS)
         with torch.inference_mode():
-            one, two = visual.perceived(taught, [view, other], glances(2))
+            one, two = perceived_alone(taught, view, other)
         same = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one, two, strict=True))
         assert same is not survey
 
@@ -489,7 +515,7 @@ def test_eyes_learn_a_score(part: str, glanced: bool, tmp_path: Path, monkeypatc
         seen = np.random.default_rng(seed + 1000).normal(size=glance.CHANNELS)
         strong = seen if glanced else view
         strong[..., :200] += (score - 3) / 2
-        about = {"role": "global", "box": [0, 0, 512, 512], glance.KEY: glance.written(seen)}
+        about = {"role": "global", "box": [0, 0, 512, 512], overviews.GLANCE: overviews.written(seen)}
         entries.append(({"split": "train", "score": score}, [(about, view)]))
     stored(tmp_path, "rated-0", entries)
     items = cells_in(tmp_path, "rated")
@@ -500,7 +526,7 @@ def test_eyes_learn_a_score(part: str, glanced: bool, tmp_path: Path, monkeypatc
     quality = visual.Quality()
     summaries.learn_quality(quality, lessons, 1e-3, 15)
     quality.ridge_share = {"ridge": 1.0, "networks": 0.0, "both": 0.5}[part]
-    guess = [said for (said,) in perceive.said_of(quality, items[100:])]
+    guess = [said for (said,) in perceive.said_of(quality, items[100:], summaries.scored)]
     found = summaries.agreement(guess, items[100:])
     assert found["dev_srcc"] > 0.9
     assert found["dev_srcc_within"] == found["dev_srcc"]
@@ -522,7 +548,7 @@ def test_eyes_learn_attributes(tmp_path: Path) -> None:
     stored(tmp_path, "whole-0", entries)
     items = cells_in(tmp_path, "whole")
     known = summaries.Summaries.of_attributes({"whole": items[:120]}, names)
-    attributes = visual.Quality(len(names), (64, 32))
+    attributes = visual.Quality(visual.SEEN_CHANNELS, len(names), (64, 32))
     summaries.learn_quality(attributes, known.without(None), 1e-3, 60)
     told = perceive.told_apart(attributes, items[120:], names)
     assert set(told) == {f"dev_{name}_srcc" for name in names}
@@ -579,7 +605,7 @@ def of_domains() -> tuple[Any, Any]:
     lessons = summaries.Lessons(
         *(torch.from_numpy(part).float() for part in (x, scores[:, None], np.ones(len(worse)))), torch.from_numpy(worse)
     )
-    quality = visual.Quality(1, (64, 32))
+    quality = visual.Quality(widths=(64, 32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summaries, "BATCH", 100)
         summaries.learn_quality(quality, lessons, 1e-2, 100)

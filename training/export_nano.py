@@ -16,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import torch
-from cells import CELL_PX
 from defects import Domain
 from nano import Nano, NanoVisual, raise_bar
 from nano_contract import contract_of
+from nano_spec import TOKEN_PX
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from sft import start_of
@@ -28,8 +28,11 @@ from torch import Tensor, nn
 from qcheck.bundle import EMBEDDINGS_TENSOR, Bundle
 from qcheck.contract import (
     CONTRACT_FILE,
+    GLANCED,
     IMAGE_TOKENS,
     INPUTS_EMBEDS,
+    JUDGED,
+    KNOWN,
     KV_LENGTH,
     LOGITS,
     PIXELS,
@@ -56,8 +59,8 @@ class VisionGraph(nn.Module):
         super().__init__()
         self.visual = visual
 
-    def forward(self, pixels: Tensor, survey: Tensor) -> Tensor:
-        return self.visual.image_tokens(pixels, survey)
+    def forward(self, pixels: Tensor, survey: Tensor, glanced: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        return self.visual.image_tokens(pixels, survey, glanced, known)
 
 
 class DecoderGraph(nn.Module):
@@ -105,14 +108,23 @@ def rotated(x: Tensor) -> Tensor:
 
 
 def export_vision(model: Nano, path: Path) -> None:
-    sides = (2 * CELL_PX * torch.export.Dim(name, min=1, max=128) for name in ("token_rows", "token_cols"))
-    cells = (torch.export.Dim(name, min=1, max=MOST_SURVEY_CELLS) for name in ("survey_rows", "survey_cols"))
+    shown, glanced = (
+        {at: TOKEN_PX * torch.export.Dim(f"{name}_{at}", min=1, max=128) for at in (2, 3)}
+        for name in ("tokens", "glanced")
+    )
+    cells = {at: torch.export.Dim(f"survey_{at}", min=1, max=MOST_SURVEY_CELLS) for at in (1, 2)}
+    given = {
+        PIXELS: torch.zeros(1, 3, 2 * TOKEN_PX, 3 * TOKEN_PX),
+        SURVEY: torch.zeros(1, 5, 7, len(STATISTICS)),
+        GLANCED: torch.zeros(1, 3, 3 * TOKEN_PX, 2 * TOKEN_PX),
+        KNOWN: torch.zeros(1, 1),
+    }
     program = torch.onnx.export(
         VisionGraph(model.model.visual).eval(),
-        (torch.zeros(1, 3, 4 * CELL_PX, 6 * CELL_PX), torch.zeros(1, 5, 7, len(STATISTICS))),
-        input_names=[PIXELS, SURVEY],
-        output_names=[IMAGE_TOKENS],
-        dynamic_shapes=(dict(zip((2, 3), sides, strict=True)), dict(zip((1, 2), cells, strict=True))),
+        tuple(given.values()),
+        input_names=list(given),
+        output_names=[IMAGE_TOKENS, JUDGED],
+        dynamic_shapes=(shown, cells, glanced, {}),
         dynamo=True,
         opset_version=OPSET,
         verbose=False,

@@ -20,8 +20,6 @@ import torch
 from look import FoldEyes
 from nano import Nano
 from narrator import Shown, Speller
-from numpy.typing import NDArray
-from render import survey_of
 from rollouts import RecordingEngine, Rollout, log_probabilities, sampled, shown_of
 from runs import Run, schedule
 from scipy.stats import spearmanr
@@ -33,8 +31,8 @@ from worse import Worse
 from qcheck.engine import Sampler
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
-from qcheck.survey import under
-from qcheck.tiles import planar, view_of, whole
+from qcheck.tiles import view_of, whole
+from qcheck.vision import Sight
 
 REWARDS: Final = ("ranking", "decoupled", "both")
 CHUNK_TOKENS: Final = 12_000  # of one forward pass: what bounds its memory
@@ -117,12 +115,12 @@ def with_peers(known: Tensor, domains: Sequence[str]) -> Tensor:
     return torch.where(torch.tensor([there.count((True, domain)) > 1 for domain in domains]), known, torch.nan)
 
 
-def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, survey: NDArray[np.float32]) -> Shown:
-    """What a view of another photo's same place is to the eyes. `survey`: of that photo."""
+def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, sight: Sight) -> Shown:
+    """What a view of another photo's same place is to the eyes. `sight`: of that photo, whose first view is all of
+    it."""
     role = engine.contract.global_view if shown.box == whole(photo.width, photo.height) else engine.contract.crop_view
-    pixels = planar(photo.pixels, [view_of(shown.box, role)], engine.table, 1)
-    evidence = engine.eyes.seen(pixels, under(survey, shown.box))
-    return shown_of(shown.box, evidence, shown.role, [])
+    sight.tokens(photo.pixels, view_of(shown.box, role))
+    return shown_of(shown.box, engine.eyes.evidence, shown.role, [])
 
 
 class Policy:
@@ -214,13 +212,13 @@ def _twins(
     for task, group in zip(tasks, groups, strict=True):
         policy.look_as_at(task)
         worse = Photo.from_pixels(Worse.drawn(rng).of(np.ascontiguousarray(Photo.open(str(task.path)).pixels)))
-        survey = survey_of(np.ascontiguousarray(worse.pixels))
+        sight = policy.engine.sight()
         known: dict[Any, Shown] = {}
         for rollout in group:
             views = []
             for shown in rollout.example.views:
                 if shown.box not in known:
-                    known[shown.box] = reseen(policy.engine, shown, worse, survey)
+                    known[shown.box] = reseen(policy.engine, shown, worse, sight)
                 views.append(known[shown.box])
             twin = copy.copy(rollout)
             twin.example = copy.copy(rollout.example)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from cells import CELL_CHANNELS
 from defects import PHOTOS, Domain
-from glance import KEY, glance_of
 from numpy.typing import NDArray
+from overviews import GLANCE, SUMMARY, whole_of
 from runs import RunError, checkpoint_of
 from samples import FOLDS, WINDOW_ROLE, eyes_file
 from stores import Item, Store, folds, items_of, of_split
@@ -66,7 +66,7 @@ def suspicions(evidence: Evidence, names: tuple[str, ...] = PHOTOS.kinds) -> dic
 
 
 def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArray[np.float16]]:
-    """A part of a sample's first view, of whole tokens. The glance at it is that at the view."""
+    """A part of a sample's first view, of whole tokens."""
     entry, cells = item.sample["views"][0], item.read(0)
     slices = []
     for count in cells.shape[:2]:
@@ -77,13 +77,13 @@ def window(item: Item, rng: np.random.Generator) -> tuple[dict[str, Any], NDArra
     box = Box(*entry["box"])
     x, y = box.width / cells.shape[1], box.height / cells.shape[0]
     part = Box(round(cols.start * x), round(rows.start * y), round(cols.stop * x), round(rows.stop * y))
-    return {"role": WINDOW_ROLE, "box": part.as_list(), KEY: entry[KEY]}, cells[rows, cols]
+    return {"role": WINDOW_ROLE, "box": part.as_list()}, cells[rows, cols]
 
 
 def entry(
     about: dict[str, Any], evidence: Evidence, names: tuple[str, ...]
 ) -> tuple[dict[str, Any], NDArray[np.float16]]:
-    kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols", KEY}}
+    kept = {k: v for k, v in about.items() if k not in {"offset", "rows", "cols", GLANCE, SUMMARY}}
     told = {"score": float(evidence.score), "toll": float(evidence.toll), "attributes": evidence.attributes.tolist()}
     told["places"] = evidence.places.tolist()
     return {**kept, **told, **suspicions(evidence, names)}, packed(evidence)
@@ -101,12 +101,15 @@ def look(
     writer = store.writer()
     for start in range(0, len(items), BATCH):
         views: list[list[tuple[dict[str, Any], NDArray[np.float16]]]] = []
+        summaries: list[Tensor] = []
         for item in items[start : start + BATCH]:
             views.append([(about, item.read(index)) for index, about in enumerate(item.sample["views"])])
+            summaries += [whole_of(item, index) for index in range(len(views[-1]))]
             if windows:
                 views[-1].append(window(item, rng))
+                summaries.append(whole_of(item, 0))
         flat = [torch.from_numpy(cells.astype(np.float32)) for sample in views for _, cells in sample]
-        seen = iter(perceived(eyes, flat, [glance_of(about) for sample in views for about, _ in sample]))
+        seen = iter(perceived(eyes, flat, summaries))
         for item, abouts in zip(items[start : start + BATCH], views, strict=True):
             entries = [entry(about, next(seen), names) for about, _ in abouts]
             writer.add({k: v for k, v in item.sample.items() if k != "views"}, iter(entries))

@@ -6,7 +6,7 @@ import vocabulary as words
 from cells import IMAGENET_MEAN, IMAGENET_STD
 from defects import Domain
 from nano import Nano
-from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
+from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW, OVERVIEW
 
 from qcheck.contract import FORMAT, Contract, DecoderSpec, FileEntry, PixelSpec
 
@@ -33,7 +33,7 @@ def contract_of(
         kinds=domain.kinds,
         attributes=domain.attributes,
         coordinates="relative_1000",
-        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True),
+        pixels=PixelSpec("planar", IMAGENET_MEAN, IMAGENET_STD, survey=True, overview=OVERVIEW),
         global_view=GLOBAL_VIEW,
         crop_view=CROP_VIEW,
         crop=CROP,

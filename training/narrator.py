@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import toll
 import vocabulary as words
 from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
-from nano_spec import CROP
+from nano_spec import CROP, OVERVIEW, TOKEN_PX
 from numpy.typing import NDArray
-from samples import WINDOW_ROLE, defects_of, holds, overlap, spoilt
+from samples import WINDOW_ROLE, defects_of, holds, overlap
 from stores import Item, Sample
 from tokenizers import Tokenizer
-from toll import overall
 from vista_score import score as score_after
 from visual import slots_of
 
@@ -26,7 +26,7 @@ from qcheck import prompt
 from qcheck.contract import IMAGE_SLOT
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import Box, View, crop_box, model_coords
-from qcheck.verdict import DEFECT_LEVELS, SCORE_MAX, SCORE_MIN
+from qcheck.verdict import DEFECT_LEVELS
 
 FOUND_SHARE: Final = 0.6  # a crop that holds this much of a damage has found it
 SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means it
@@ -79,7 +79,7 @@ class Shown:
 class Example:
     """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: each image in order; `kept`: which
     of its tokens are there; `positions`: (3, length) in parts; `exact_scores`: what the score tokens' mean is taught to
-    be, by their place."""
+    be, by their place; `before`: the same as a teacher reads it, whose eyes were others."""
 
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -88,6 +88,7 @@ class Example:
     kept: list[NDArray[np.int64]] = field(default_factory=list)
     exact_scores: dict[int, float] = field(default_factory=dict)
     next_position: int = 0
+    before: "Example | None" = None
 
 
 class Speller:
@@ -188,7 +189,8 @@ class Narrator:
         return example
 
     def rated(self, item: Item, augment: bool = True) -> Example:
-        """A rated photo: only its score is taught, because nobody named its defects."""
+        """A rated photo: only its score is taught, because nobody named its defects. Of a mosaic it is what its view
+        comes to, as of any large photo."""
         example, rng = Example(), self.rng
         views = shown_views(item)
         whole = [v for v in views if v.role == "global"]
@@ -205,6 +207,10 @@ class Narrator:
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final if rng.random() < 0.5 else self.spoken.crop, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
+        if larger_than_overview(shown):
+            score = judged(example)
+            self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
+            return example
         # How the tokens spread is learned from what people said, and their mean from what the eyes read: nothing else
         # that is shown tells more of it, and what is learned beside it holds for the training's photos only.
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(item.sample["score"])], score=shown.score)
@@ -236,14 +242,13 @@ class Narrator:
         return example
 
     def local(self, item: Item) -> Example:
-        """A big photo damaged in places, or clean: looked at once, or probed. Its score is what the tolls of what was
-        shown come to: the true one knows what was not seen. Where all of it is bad, no toll tells, and it is true."""
+        """A big photo damaged in places, or clean: looked at once, or probed. Its score is what was shown comes to: the
+        true one knows what was not seen."""
         shown, *crops = shown_views(item)
-        true = item.sample["score"] if spoilt([item.sample])[0] else None
         defects, attributes, example = defects_of(item.sample), local_attributes(item.sample, self.domain), Example()
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, self.spoken.first_final, shown)
-            self.answer(example, true, shown, defects, attributes)
+            self.answer(example, None, shown, defects, attributes)
             return example
         self.speller.request(example, self.spoken.first, shown)
         left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
@@ -266,7 +271,7 @@ class Narrator:
             seen = any(holds(d, crop.box) for d in defects)
             if not last and (not left if seen else self.rng.random() >= LOOK_ON_SHARE):
                 break
-        self.answer(example, true, shown, left, attributes)
+        self.answer(example, None, shown, left, attributes)
         return example
 
     def call_suspicion(
@@ -343,10 +348,10 @@ class Narrator:
             )
 
     def drill(self, item: Item, least: bool = False) -> Example:
-        """Three calls and findings that only repeat what perception proposes, what the tolls of what was shown come to
-        (of a small photo its score), and its attributes of the whole. Taught are their numbers and words, nothing of
-        what they decide: the decoder first learns to read, and later when to believe. `least`: of every view as few
-        tokens as may be, which is read as well and in half the time."""
+        """Three calls and findings that only repeat what perception proposes, the score that the views come to (of a
+        small photo its own), and the attributes of the whole. Taught are their numbers and words, nothing of what they
+        decide: the decoder first learns to read, and later when to believe. `least`: of every view as few tokens as may
+        be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
         example, (height, width) = Example(), (shown.box.height, shown.box.width)
         self.speller.request(example, self.spoken.first, shown, least)
@@ -380,8 +385,14 @@ class Narrator:
 
 
 def judged(example: Example) -> float:
-    """What the tolls of the views of a conversation come to."""
-    return float(np.clip(overall([shown.toll for shown in example.views]), SCORE_MIN, SCORE_MAX))
+    """What the views of a conversation come to."""
+    return toll.judged([shown.toll for shown in example.views], example.views[0].score)
+
+
+def larger_than_overview(shown: Shown) -> bool:
+    """Whether a photo is judged by its places too."""
+    rows, cols = shown.seen.shape[:2]
+    return rows * cols > OVERVIEW.max_pixels // TOKEN_PX**2
 
 
 def shown_views(item: Item) -> list[Shown]:

@@ -26,10 +26,10 @@ from cells import CELL_CHANNELS, VIEW_CHANNELS, size_of
 from defects import PHOTOS, Domain
 from degradations import BANK
 from fields import Fields, fields_of, learn_context
-from glance import glance_of
 from look import perception_of
 from nano_spec import CELLS_PER_SIDE
 from numpy.typing import NDArray
+from overviews import whole_of
 from readings import learn_toll, readings_of
 from recover import eyes_of_bundle
 from regions import overlap_of
@@ -39,7 +39,7 @@ from scipy.stats import spearmanr
 from shipped import Shipped
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
-from summaries import SCORED, UNSEEN, Summaries, agreement, learn_quality
+from summaries import SCORED, UNSEEN, Summaries, agreement, learn_quality, scored, viewed
 from torch import Tensor
 from torch.nn import functional as F
 from visual import Damage, Perception, Quality, TokenInputs, perceived, surroundings
@@ -148,19 +148,15 @@ def placed_of(items: list[Item]) -> list[Item]:
 
 
 @torch.inference_mode()
-def said_of(quality: Quality, items: list[Item]) -> list[list[float]]:
-    """What is said of the first view of each sample, output by output."""
+def said_of(quality: Quality, items: list[Item], read: Callable[[Item, int], Tensor]) -> list[list[float]]:
+    """What is said of each sample, output by output, by what `read` gives of its first view."""
     quality.eval()
-    said = []
-    for item in items:
-        cells, glance = torch.from_numpy(item.read(0).astype(np.float32)), glance_of(item.sample["views"][0])
-        said.append(quality(cells[None], glance[None])[0].tolist())
-    return said
+    return [quality(read(item, 0)[None])[0].tolist() for item in items]
 
 
 def told_apart(attributes: Quality, items: list[Item], names: Sequence[str]) -> dict[str, float]:
     """How each attribute of photos broken all over ranks with the true one."""
-    guess = said_of(attributes, items)
+    guess = said_of(attributes, items, viewed)
     truth = [[item.sample["attributes"][name] for name in names] for item in items]
     columns = zip(names, zip(*guess, strict=True), zip(*truth, strict=True), strict=True) if items else ()
     return {f"dev_{name}_srcc": float(spearmanr(said, true)[0]) for name, said, true in columns}
@@ -179,7 +175,7 @@ def evaluate(eyes: Perception, items: list[Item], names: tuple[str, ...] = PHOTO
             if truth.edge_alone:
                 continue
             damaged = bool((truth.kinds > 0).any())
-            evidence = perceived(eyes, [torch.from_numpy(cells)], [glance_of(view)])[0]
+            evidence = perceived(eyes, [torch.from_numpy(cells)], [whole_of(item, index)])[0]
             found, place = evidence.proposals, "crop" if index else "global"
             known = truth.kinds >= 0
             tokens[place].append((truth.kinds[known] > 0, evidence.log_odds().flatten().numpy()[known]))
@@ -316,7 +312,7 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
     )
     eyes = perception_of(torch.load(eyes_file(config.out, None), weights_only=True), domain)
     result = evaluate(eyes.eval(), dev["aimed"] or dev["local"], domain.kinds) | agreement(
-        [said for (said,) in said_of(eyes.quality, dev["rated"])], dev["rated"]
+        [said for (said,) in said_of(eyes.quality, dev["rated"], scored)], dev["rated"]
     )
     result |= told_apart(eyes.attributes, dev["whole"], domain.attributes)
     (config.out / "metrics.json").write_text(json.dumps(result) + "\n")

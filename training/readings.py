@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from glance import glance_of
+from overviews import whole_of
 from regions import Proposals
 from runs import RunError
 from samples import toll_of
@@ -41,18 +41,18 @@ def readings_of(eyes: Perception, items: list[Item]) -> Readings:
     damage alone are left out."""
     strengths, tolls, crops = list[Tensor](), [], []
     cells: list[Tensor] = []
-    glances: list[Tensor] = []
+    summaries: list[Tensor] = []
     for item in items:
         for index, view in enumerate(item.sample["views"]):
             toll = toll_of(item.sample, Box(*view["box"]))
             if toll is not None:
                 cells.append(torch.from_numpy(item.read(index).astype(np.float32)))
-                glances.append(glance_of(view))
+                summaries.append(whole_of(item, index))
                 tolls.append(toll)
                 crops.append(index > 0)
         if len(cells) >= VIEWS or (item is items[-1] and cells):
-            strengths += [Proposals.of(e.places).strengths[0] for e in perceived(eyes, cells, glances)]
-            cells, glances = [], []
+            strengths += [Proposals.of(e.places).strengths[0] for e in perceived(eyes, cells, summaries)]
+            cells, summaries = [], []
     rows = torch.stack(strengths) if strengths else torch.zeros(0)
     return Readings(rows, torch.tensor(tolls), torch.tensor(crops, dtype=torch.bool))
 

@@ -48,7 +48,7 @@ from vista_score import LOSSLESS, cost, likeness, score
 from wavelets import texture_energy
 
 from qcheck import survey
-from qcheck.tiles import Box, ViewSpec, crop_box, normalise_table, planar, view_of, whole
+from qcheck.tiles import Box, View, ViewSpec, crop_box, normalise_table, planar, view_of, whole
 
 RENDERED: Final = ("local", "whole", "rated", "patched", "aimed")
 # Rated photos at least this good (1..5) may stand for undamaged ones; below, their own defects have no box.
@@ -82,9 +82,14 @@ Sample = tuple[dict[str, Any], Views]
 
 def seen(pixels: Pixels, box: Box, spec: ViewSpec, role: str) -> tuple[dict[str, Any], Pixels, Survey | None]:
     """A part of a photo as the runtime would show it, through the same tiles."""
-    view = view_of(box, spec)
-    shown = np.rint(planar(pixels, [view], RAW)[0] * 255).astype(np.uint8).transpose(1, 2, 0)
+    shown = drawn(pixels, view_of(box, spec))
     return {"role": role, "box": box.as_list()}, shown, survey_of(pixels) if role == "global" else None
+
+
+def drawn(pixels: Pixels, view: View) -> Pixels:
+    """A view of a photo, (height, width, 3)."""
+    shown: Pixels = np.rint(planar(pixels, [view], RAW)[0] * 255).astype(np.uint8).transpose(1, 2, 0)
+    return shown
 
 
 def survey_of(pixels: Pixels) -> Survey:
@@ -290,7 +295,7 @@ class Eyes:
         import torch  # only here: the other kinds of sample need no torch in the workers
         from encode import Look
         from look import eyes_of
-        from visual import perceived
+        from visual import WHOLE_CHANNELS, perceived
 
         torch.set_num_threads(1)
         perception, _ = eyes_of(path)
@@ -298,8 +303,10 @@ class Eyes:
 
         @torch.inference_mode()
         def suspects(shown: Pixels, map_: Survey) -> list[list[float]]:
-            cells, glance = (torch.from_numpy(part.astype(np.float32)) for part in look.at(shown, map_[None]))
-            boxes: list[list[float]] = perceived(perception, [cells], [glance])[0].proposals.boxes.tolist()
+            cells = torch.from_numpy(look.at(shown, map_[None]).astype(np.float32))
+            # Where they look does not hang on what the photo is as a whole.
+            (evidence,) = perceived(perception, [cells], [torch.zeros(WHOLE_CHANNELS)])
+            boxes: list[list[float]] = evidence.proposals.boxes.tolist()
             return boxes
 
         self.suspects = suspects

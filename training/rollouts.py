@@ -15,11 +15,11 @@ from narrator import Example, Shown, Speller, Suspicion
 from numpy.typing import NDArray
 from sights import Sights
 from torch import Tensor
-from torch_backend import TorchBackend
+from torch_backend import GIVEN, TorchBackend, given
 from visual import Evidence, Perception, described
 
 from qcheck import prompt
-from qcheck.contract import PIXELS, SURVEY
+from qcheck.contract import IMAGE_TOKENS, JUDGED
 from qcheck.engine import Conversation, Engine, Mark, Request, Sampler, Token
 from qcheck.grammar import Matcher
 from qcheck.photo import Photo
@@ -71,23 +71,20 @@ class SeeingBackend(TorchBackend):
     sights: Sights | None = None
 
     @torch.inference_mode()
-    def seen(self, pixels: NDArray[np.float32], survey: NDArray[np.float32]) -> Evidence:
+    def seen(self, inputs: Mapping[str, NDArray[Any]]) -> Evidence:
         """What the eyes make of a view."""
-        visual = self.model.model.visual
-        shown = torch.from_numpy(pixels)
-        cells, glances = visual.encoder(shown, torch.from_numpy(survey)), visual.glance(shown)
-        return Evidence(*(part[0] for part in (self.eyes or visual.perception)(cells, glances)))
+        return self.model.model.visual.seen(*given(inputs), self.eyes)[0]
 
     @torch.inference_mode()
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        pixels, survey, visual = inputs[PIXELS], inputs[SURVEY], self.model.model.visual
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        visual = self.model.model.visual
         if self.sights is None:
-            self.evidence = self.seen(pixels, survey)
+            self.evidence = self.seen(inputs)
         else:
             readers = (visual.encoder, visual.glance, self.eyes or visual.perception)
-            self.evidence = self.sights.of(readers, pixels, survey, lambda: self.seen(pixels, survey))
-        tokens: NDArray[np.float32] = visual.projector(*described(self.evidence)).numpy()
-        return tokens
+            self.evidence = self.sights.of(readers, tuple(map(inputs.get, GIVEN)), lambda: self.seen(inputs))
+        tokens = visual.projector(*described(self.evidence)).numpy()
+        return {IMAGE_TOKENS: tokens, JUDGED: self.evidence.score[None].numpy()}
 
 
 class Watched(Matcher):

@@ -113,7 +113,7 @@ class Trainer:
         """(n, vocabulary): `wanted` of the tokens (`rows`, `cols`) that are scores of photos; of the others, how likely
         this model thinks each."""
         with torch.autocast("cpu", torch.bfloat16):
-            hidden, _, _ = self.hidden(examples)
+            hidden, _, _ = self.hidden([example.before or example for example in examples])
             said = self.model.lm_head(hidden[rows, cols - 1]).float().softmax(-1)
         scored = torch.zeros(hidden.shape[:2], dtype=torch.bool)
         for row, example in enumerate(examples):
@@ -165,17 +165,29 @@ def optimizers_of(model: Nano, rate: float, decay: float) -> list[torch.optim.Op
     ]
 
 
+Samples = dict[str, list[Item]]  # by their kind
+
+
 def lessons(
-    part: str, narrator: Narrator, train: dict[str, list[Item]], rng: np.random.Generator, counts: dict[str, int]
+    part: str,
+    narrator: Narrator,
+    train: Samples,
+    rng: np.random.Generator,
+    counts: dict[str, int],
+    before: Samples | None = None,
 ) -> list[Example]:
-    """A batch of conversations, short ones first; `counts`: of each kind; of a review, a share of them."""
+    """A batch of conversations, short ones first; `counts`: of each kind; of a review, a share of them; `before`: the
+    same samples as a teacher's eyes read them; `narrator` draws from `rng`."""
     kinds = [kind for kind in LOOKED if (kind in SHORT) == (part == "short") and train[kind]]
     tell = {"drill": lambda _, item: narrator.drill(item, least=True), "review": lambda _, item: narrator.drill(item)}
-    examples = [
-        tell.get(part, narrator.tell)(kind, train[kind][i])
-        for kind in kinds
-        for i in rng.integers(0, len(train[kind]), -(-counts[kind] // (REVIEW_PART if part == "review" else 1)))
-    ]
+    examples = []
+    for kind in kinds:
+        for i in rng.integers(0, len(train[kind]), -(-counts[kind] // (REVIEW_PART if part == "review" else 1))):
+            drawn = rng.bit_generator.state
+            examples.append(tell.get(part, narrator.tell)(kind, train[kind][i]))
+            if before is not None:
+                rng.bit_generator.state = drawn  # the same conversation again
+                examples[-1].before = tell.get(part, narrator.tell)(kind, before[kind][i])
     return sorted(examples, key=lambda e: len(e.tokens))
 
 
@@ -184,6 +196,23 @@ def stressed(items: list[Item]) -> list[Item]:
     rendered, the decoder learns that a large view is good."""
     every = zip(items, spoilt([item.sample for item in items]), strict=True)
     return [item for item, all_over in every for _ in range(SPOILT_TIMES if all_over else 1)]
+
+
+def samples_of(looked: Path, channels: int, split: str) -> Samples:
+    return {kind: of_split(items_of(looked, kind, channels, np.float16), split) for kind in LOOKED}
+
+
+def lessons_in(looked: Path, channels: int) -> Samples:
+    """What there is to learn from. Raises RunError where no sample is a rated one."""
+    train = samples_of(looked, channels, "train")
+    if not train["rated"]:
+        raise RunError(f"{looked}: holds no rated sample to learn from; make them (look.py)")
+    return train | {kind: stressed(train[kind]) for kind in ("local", "aimed")}
+
+
+def names_of(items: list[Item]) -> list[tuple[str, int]]:
+    """What tells whether samples are the same: their photos, and how many views there are of each."""
+    return [(item.sample["name"], len(item.sample["views"])) for item in items]
 
 
 def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
@@ -229,7 +258,7 @@ class Config:
     """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with (`encoder` may be a bundle); `start`: a
     checkpoint of stage 1 to go on from, or a bundle, of which only what comes after the eyes is taken; `batch`:
     conversations of a step, by kind of sample; `context`: see narrator.Narrator; `scores_alone`: for the rest, `start`
-    is the teacher."""
+    is the teacher; `before`: the looks at the same samples that it reads, if it had other eyes."""
 
     looked: Path
     eyes: Path
@@ -247,6 +276,7 @@ class Config:
     )
     context: bool = True
     scores_alone: bool = False
+    before: Path | None = None
     seed: int = 0
     threads: int = 2
 
@@ -257,6 +287,8 @@ class Config:
             raise ValueError("drill_steps must be 0 to steps")
         if self.scores_alone and self.start is None:
             raise ValueError("scores_alone: needs a start, which knows the rest")
+        if self.before is not None and not self.scores_alone:
+            raise ValueError("before: is what the teacher of scores_alone reads")
 
 
 def fresh(tokenizer: Any, encoder: Path | None, eyes: Perception, domain: Domain) -> Nano:
@@ -311,11 +343,11 @@ def teach(settings: Config) -> None:
     rng = seeded(settings.seed)
     eyes, domain = eyes_of(settings.eyes)
     tokenizer = words.build(domain)
-    samples = {kind: items_of(settings.looked, kind, seen_channels(len(domain.kinds)), np.float16) for kind in LOOKED}
-    train, dev = ({kind: of_split(all_, split) for kind, all_ in samples.items()} for split in ("train", "dev"))
-    if not train["rated"]:
-        raise RunError(f"{settings.looked}: holds no rated sample to learn from; make them (look.py)")
-    train |= {kind: stressed(train[kind]) for kind in ("local", "aimed")}
+    channels = seen_channels(len(domain.kinds))
+    train, dev = lessons_in(settings.looked, channels), samples_of(settings.looked, channels, "dev")
+    known = lessons_in(settings.before, channels) if settings.before else None
+    if known and {k: names_of(v) for k, v in known.items()} != {k: names_of(v) for k, v in train.items()}:
+        raise RunError(f"{settings.before}: are not looks at the samples of {settings.looked}")
     model = fresh(tokenizer, settings.encoder, eyes, domain)
     if settings.start is not None and settings.start.is_dir():
         take_over(model, Shipped(settings.start), tokenizer)
@@ -347,7 +379,7 @@ def teach(settings: Config) -> None:
             schedule(optimizer, settings.rate, step, settings.steps, WARM_STEPS)
         # Micro-batches of like length, so that short conversations are not padded to the length of long ones.
         for part in ("drill",) if step < settings.drill_steps else ("short", "long", "review"):
-            examples = lessons(part, narrator, train, rng, settings.batch)
+            examples = lessons(part, narrator, train, rng, settings.batch, known)
             for chunk in range(CHUNKS):
                 some = examples[len(examples) * chunk // CHUNKS : len(examples) * (chunk + 1) // CHUNKS]
                 if not some:

@@ -34,12 +34,11 @@ class Sights:
     def of(
         self,
         eyes: Sequence[nn.Module],
-        pixels: NDArray[np.float32],
-        survey: NDArray[np.float32],
+        given: Sequence[NDArray[Any]],
         look: Callable[[], Evidence],
     ) -> Evidence:
         """What `eyes`, whose weights no longer change, see: as it is kept, or else by looking."""
-        path = self.folder / f"{self._key(eyes, pixels, survey)}.npz"
+        path = self.folder / f"{self._key(eyes, given)}.npz"
         if path.exists():
             with np.load(path) as kept:
                 return Evidence(*(torch.from_numpy(kept[name]) for name in Evidence._fields))
@@ -50,11 +49,11 @@ class Sights:
         write_whole(path, data.getvalue())
         return seen
 
-    def _key(self, eyes: Sequence[nn.Module], *arrays: NDArray[Any]) -> str:
+    def _key(self, eyes: Sequence[nn.Module], given: Sequence[NDArray[Any]]) -> str:
         who = tuple(eyes)
         if who not in self._digests:
             self._digests[who] = digest_of(who)
         found = hashlib.blake2b(self._digests[who], digest_size=16)
-        for array in arrays:
+        for array in given:
             found.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         return found.hexdigest()

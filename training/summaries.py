@@ -7,21 +7,21 @@ regression, Mundlak 1961; MG-IQA pairs within domains for the same reason), and 
 how domains differ.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from cells import CELL_CHANNELS, VIEW_CHANNELS
-from glance import glance_of
 from nano_spec import SCORE_CENTRE
 from numpy.typing import NDArray
+from overviews import whole_of
 from runs import descend
 from samples import spoilt
 from scipy.stats import pearsonr, spearmanr
 from stores import Item
 from torch import Tensor
-from visual import SEEN_CHANNELS, Quality, summary_of
+from visual import SEEN_CHANNELS, SUMMARY_CHANNELS, Quality, summary
 
 # Kinds of sample whose views teach the score, and what each weighs: proxies less, for people's scores are what is asked
 # for. Local damage is Damage's to judge: of `local` ones only those that are bad all over teach, and their twins.
@@ -36,7 +36,7 @@ UNSEEN: Final = 1e6  # the spread of a channel that shall tell nothing
 
 
 class Lessons(NamedTuple):
-    """`summaries`: (n, SUMMARY_CHANNELS) as of visual.summary_of; `scores`: (n, outputs); `weights`: (n,); `domains`:
+    """`summaries`: (n, channels) as visual.Quality takes them; `scores`: (n, outputs); `weights`: (n,); `domains`:
     (n,) numbers, by which domain each is of."""
 
     summaries: Tensor
@@ -48,14 +48,16 @@ class Lessons(NamedTuple):
 class Summaries:
     """Lessons, and the fold of each."""
 
-    def __init__(self, seen: list[tuple[Item, int, Sequence[float], float, str]]) -> None:
-        """`seen`: a sample, how many of its views, their scores, weight and domain."""
+    def __init__(
+        self, seen: list[tuple[Item, int, Sequence[float], float, str]], read: Callable[[Item, int], Tensor]
+    ) -> None:
+        """`seen`: a sample, how many of its views, their scores, weight and domain; `read`: what to learn from of one
+        of them, (channels,)."""
         summaries, scores, weights, domains, self.folds = [], [], [], list[int](), list[str]()
         names = {name: number for number, name in enumerate(sorted({domain for *_, domain in seen}))}
         for item, views, told, weight, domain in seen:
             for index in range(views):
-                cells = torch.from_numpy(item.read(index).astype("float32"))
-                summaries.append(summary_of(cells[None], glance_of(item.sample["views"][index])[None])[0])
+                summaries.append(read(item, index))
                 scores.append(list(told))
                 weights.append(weight)
                 domains.append(names[domain])
@@ -70,19 +72,29 @@ class Summaries:
             for item, of_spoilt in zip(items[kind], spoilt([i.sample for i in items[kind]]), strict=True):
                 views = int(of_spoilt) if kind == "local" else len(item.sample["views"])
                 seen.append((item, views, [item.sample["score"]], weight, domain_of(item, kind)))
-        return Summaries(seen)
+        return Summaries(seen, scored)
 
     @staticmethod
     def of_attributes(items: dict[str, list[Item]], names: Sequence[str]) -> "Summaries | None":
         """What is broken all over, attribute by attribute; None where there is none."""
         known = [item for item in items["whole"] if set(names) <= set(item.sample["attributes"])]
         seen = [(item, 1, [item.sample["attributes"][name] for name in names], 1.0, "whole") for item in known]
-        return Summaries(seen) if seen and names else None
+        return Summaries(seen, viewed) if seen and names else None
 
     def without(self, fold: str | None) -> Lessons:
         """Those of all other folds."""
         kept = torch.tensor([one != fold for one in self.folds])
         return Lessons(*(part[kept] for part in self.all))
+
+
+def scored(item: Item, index: int) -> Tensor:
+    """(SUMMARY_CHANNELS,): what tells the score of the photo of a view."""
+    return whole_of(item, index)[:SUMMARY_CHANNELS]
+
+
+def viewed(item: Item, index: int) -> Tensor:
+    """(SEEN_CHANNELS,): what tells the attributes of a view."""
+    return summary(torch.from_numpy(item.read(index).astype(np.float32))[None])[0]
 
 
 def domain_of(item: Item, kind: str) -> str:

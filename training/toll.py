@@ -1,14 +1,22 @@
-"""What the damages of a view cost a photo: one number, read from its most suspicious place."""
+"""What the damages of a view cost a photo: one number, read from its most suspicious place; and what a photo scores by
+that and by what it is as a whole."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 import torch
+from defects import CLEAN_SCORE
 from nano_spec import SCORE_CENTRE
 from regions import Proposals
 from torch import Tensor, nn
 
+from qcheck.verdict import SCORE_MAX, SCORE_MIN
+
 WORST_SHARE: Final = 0.5  # of the worst view in what several of them cost; the rest is their mean's
+SOFTNESS: Final = 0.3  # points, within which the worse of two alone decides
+# What is left, where places decide, of how good the photo is as a whole, against one that has nothing wrong.
+WHOLE_SHARE: Final = 0.15
 
 
 class Toll(nn.Module):
@@ -34,3 +42,11 @@ def overall(tolls: Sequence[float]) -> float:
     """The score of a photo by the tolls of its views: a soft minimum. With their mean alone, a look at a clean place
     would clear the photo; with the least, each more look would be one more chance to be wrong."""
     return WORST_SHARE * min(tolls) + (1 - WORST_SHARE) * sum(tolls) / len(tolls)
+
+
+def judged(tolls: Sequence[float], whole: float) -> float:
+    """The score, 1..5, of a photo by the tolls of its views and by what it is as a whole, `whole`: no better than
+    either, a soft minimum. README.md has the figures of others."""
+    places = overall(tolls)
+    worse = -SOFTNESS * math.log(math.exp(-places / SOFTNESS) + math.exp(-whole / SOFTNESS))
+    return min(max(worse + WHOLE_SHARE * (whole - CLEAN_SCORE), SCORE_MIN), SCORE_MAX)

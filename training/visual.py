@@ -3,8 +3,8 @@
 `Damage` reads every token by itself: what is wrong with it, against the rest of its view and against what lies around.
 Nothing in it sees where a token is or what it shows, because whatever could know a photo again learned the few
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
-neighbours, and nothing but those. `Quality` reads the view as a whole: its score, and another its attributes. `Toll`
-(toll.py) tells what the damages of a view cost.
+neighbours, and nothing but those. `Quality` reads the score of a photo as a whole, at one size whatever its own
+(overviews.py), and another the attributes of a view. `Toll` (toll.py) tells what the damages of a view cost.
 `Regions` (regions.py) then judges rectangles of many tokens as a whole, and `Projector` brings all of it into the
 decoder's width, so that the decoder speaks of what it is shown.
 """
@@ -19,13 +19,14 @@ from defects import PHOTOS
 from glance import CHANNELS as GLANCE_CHANNELS
 from glance import Glance
 from layers import SourceDropout, zeroed
-from nano_spec import CELLS_PER_SIDE, LEAST_UNIT, MERGE, PATCH_PX, SCORE_CENTRE
+from nano_spec import CELLS_PER_SIDE, LEAST_UNIT, MERGE, OVERVIEW, PATCH_PX, SCORE_CENTRE
 from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
 from toll import Toll
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qcheck.survey import CELL_PX as SURVEYED_PX
 from qcheck.verdict import SCORE_MAX, SCORE_MIN
 
 DAMAGE_WIDTH: Final = 256
@@ -34,6 +35,7 @@ INPUT_DROPOUT: Final = 0.2
 SOURCE_DROPOUT: Final = 0.3
 SEEN_CHANNELS: Final = 2 * CELL_CHANNELS
 SUMMARY_CHANNELS: Final = SEEN_CHANNELS + GLANCE_CHANNELS
+WHOLE_CHANNELS: Final = SUMMARY_CHANNELS + 1  # with how large the photo is, as of `doublings`
 OPINIONS: Final = 2  # networks that judge each token
 AROUND: Final = 7  # tokens a side, of what lies around one
 QUALITY_NETWORKS: Final = 3
@@ -51,8 +53,12 @@ PHOTO_ATTRIBUTES: Final = len(PHOTOS.attributes)
 NUMBER_BINS: Final = 21
 STRENGTH_UNIT: Final = 1.5  # log odds
 CERTAIN: Final = 8.0  # log odds, the most that are told apart
-# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, and the score, the toll
-# and the attributes of the view.
+# People rate small photos on their own scale, of which few reach the top; a large original with nothing wrong has all
+# points. In between, a photo's score rises so much with each doubling of its pixels, up to so many of them.
+LENIENCE: Final = 0.3
+LENIENT: Final = 4.0
+# Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, the score of the photo,
+# and the toll and the attributes of the view.
 PROPOSAL_NUMBERS: Final = 7
 VIEW_NUMBERS: Final = 2
 
@@ -65,10 +71,10 @@ def slots_of(attributes: int = PHOTO_ATTRIBUTES) -> int:
 class Evidence(NamedTuple):
     """What perception reads in a view of rows x cols tokens. `kinds`: (rows, cols, 1 + kinds) logits, 0 clean;
     `levels`: (rows, cols, LEVELS) logits; `severity`: (rows, cols, 1) 0..1, what a defect there costs the photo, less
-    its size (samples.severity); `score`: (1,), 1..5, of the view as a whole; `toll`: (1,), 1..5, of a clean photo with
-    the damages that the view shows; `attributes`: (attributes,), 1..5, of the view as a whole; `places`: (PROPOSALS,
-    place_size) its most suspicious ones, as Regions gives them. For a batch of views of one size, each has one more
-    axis in front.
+    its size (samples.severity); `score`: (1,), 1..5, of the whole photo as far as no single place is bad; `toll`: (1,),
+    1..5, of a clean photo with the damages that the view shows; `attributes`: (attributes,), 1..5, of the view as a
+    whole; `places`: (PROPOSALS, place_size) its most suspicious ones, as Regions gives them. For a batch of views of
+    one size, each has one more axis in front.
     """
 
     kinds: Tensor
@@ -183,24 +189,32 @@ def told(kinds: Tensor, levels: Tensor, severity: Tensor) -> tuple[Tensor, Tenso
 
 
 class Quality(nn.Module):
-    """Cells of views, (views, rows, cols, CELL_CHANNELS), and a glance at each, (views, GLANCE_CHANNELS) -> (views,
-    outputs) scores, 1..5.
+    """What pictures are as a whole, (pictures, channels) -> (pictures, outputs) scores, 1..5.
 
-    All it knows of a view is the mean and spread of each channel over its cells, and that glance. A ridge regression
-    reads them, a few strongly dropped-out networks all but the glance, and their answers are averaged: the networks
-    rank photos like those of the training best, the ridge is far steadier on others (summaries.py). Until they are
-    taught, they say SCORE_CENTRE.
+    All it knows of one is the mean and spread of each channel over its cells (`summary`) and, if it reads more channels
+    than those, a glance (`summary_of`). A ridge regression reads them, a few strongly dropped-out networks all but the
+    glance, and their answers are averaged: the networks rank photos like those of the training best, the ridge is far
+    steadier on others (summaries.py). Until they are taught, they say SCORE_CENTRE.
     """
 
     def __init__(
-        self, outputs: int = 1, widths: tuple[int, int] = QUALITY_WIDTHS, ridge_share: float = RIDGE_SHARE
+        self,
+        channels: int = SUMMARY_CHANNELS,
+        outputs: int = 1,
+        widths: tuple[int, int] = QUALITY_WIDTHS,
+        ridge_share: float = RIDGE_SHARE,
     ) -> None:
         super().__init__()
         self.ridge_share = ridge_share
-        self.register_buffer("mean", torch.zeros(SUMMARY_CHANNELS))
-        self.register_buffer("std", torch.ones(SUMMARY_CHANNELS))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
         self.networks = nn.ModuleList(self.network(outputs, *widths) for _ in range(QUALITY_NETWORKS))
-        self.ridge = zeroed(nn.Linear(SUMMARY_CHANNELS, outputs))
+        self.ridge = zeroed(nn.Linear(channels, outputs))
+
+    @classmethod
+    def of_attributes(cls, attributes: int) -> "Quality":
+        """What reads as many attributes of a view."""
+        return cls(SEEN_CHANNELS, attributes, ATTRIBUTE_WIDTHS, ATTRIBUTE_RIDGE_SHARE)
 
     @staticmethod
     def network(outputs: int, first: int, second: int) -> nn.Sequential:
@@ -216,25 +230,31 @@ class Quality(nn.Module):
         )
 
     def normalised(self, summary: Tensor) -> Tensor:
-        """(views, SUMMARY_CHANNELS), as of `summary_of`, in standard deviations of all photos."""
+        """(pictures, channels), in standard deviations of all that were learned from."""
         return ((summary - self.mean) / self.std).clamp(-SUMMARY_CLIP, SUMMARY_CLIP)
 
     def votes(self, x: Tensor) -> list[Tensor]:
-        """What each network says, (..., outputs), of `normalised` summaries, (..., SUMMARY_CHANNELS)."""
+        """What each network says, (..., outputs), of `normalised` summaries, (..., channels)."""
         return [network(x[..., :SEEN_CHANNELS]) for network in self.networks]
 
-    def forward(self, cells: Tensor, glances: Tensor) -> Tensor:
+    def forward(self, summaries: Tensor) -> Tensor:
         # With an axis more than it needs: linear maps of plain matrices are exported as Gemm, which is not quantised.
-        x = self.normalised(summary_of(cells, glances))[:, None]
+        x = self.normalised(summaries)[:, None]
         votes = torch.stack(self.votes(x)).mean(0)
         score: Tensor = SCORE_CENTRE + (1 - self.ridge_share) * votes + self.ridge_share * self.ridge(x)
         return score[:, 0]
 
 
 def summary_of(cells: Tensor, glances: Tensor) -> Tensor:
-    """Cells of views, (views, rows, cols, CELL_CHANNELS), and a glance at each, (views, GLANCE_CHANNELS) -> (views,
-    SUMMARY_CHANNELS), what Quality reads."""
+    """Cells of photos, (photos, rows, cols, CELL_CHANNELS), and a glance at each, (photos, GLANCE_CHANNELS) -> (photos,
+    SUMMARY_CHANNELS)."""
     return torch.cat((summary(cells), glances), 1)
+
+
+def doublings(surveyed_cells: Tensor) -> Tensor:
+    """How large photos of as many cells of the survey are: 0 if they are no larger than their overview, then one more
+    with each doubling of their pixels."""
+    return torch.log2(surveyed_cells * (SURVEYED_PX**2 / OVERVIEW.max_pixels)).clamp(min=0)
 
 
 def summary(cells: Tensor) -> Tensor:
@@ -244,15 +264,22 @@ def summary(cells: Tensor) -> Tensor:
 
 
 class Perception(nn.Module):
-    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS), and a glance at each, (views, GLANCE_CHANNELS) ->
-    their Evidence."""
+    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS), and the scores of their photos as a whole,
+    (views, 1) as of `judged` -> their Evidence."""
 
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.damage, self.context = Damage(kinds), Context(kinds, OPINIONS)
         self.regions = Regions(kinds, OPINIONS)
         self.quality, self.toll = Quality(), Toll()
-        self.attributes = Quality(attributes, ATTRIBUTE_WIDTHS, ATTRIBUTE_RIDGE_SHARE)
+        self.attributes = Quality.of_attributes(attributes)
+
+    def judged(self, wholes: Tensor) -> Tensor:
+        """What photos are, (photos, WHOLE_CHANNELS): as of `summary_of`, and their `doublings` -> (photos, 1): what
+        each would score if no single place of it were bad."""
+        summaries, size = wholes[:, :SUMMARY_CHANNELS], wholes[:, SUMMARY_CHANNELS:]
+        score: Tensor = self.quality(summaries) + LENIENCE * size.clamp(max=LENIENT)
+        return score.clamp(SCORE_MIN, SCORE_MAX)
 
     def around(self, cells: Tensor) -> Tensor:
         """What Context reads of each token."""
@@ -280,22 +307,21 @@ class Perception(nn.Module):
         parts = (log_odds(kinds), each, kinds, severity, inputs.relative, inputs.size[:, 0, 0])
         return [Maps(*(part[view] for part in parts)) for view in range(kinds.shape[0])]
 
-    def forward(self, cells: Tensor, glances: Tensor) -> Evidence:
+    def forward(self, cells: Tensor, judged: Tensor) -> Evidence:
         inputs, opinions, kinds, levels, severity = self._tokens(cells)
         maps = self._maps(inputs, opinions, kinds, severity)
         kinds, levels, severity = told(kinds, levels, severity)
         places = torch.stack([self.regions(view) for view in maps])
-        score = self.quality(cells, glances)
-        toll, attributes = self.toll(places), self.attributes(cells, glances)
-        return Evidence(kinds, levels, severity, score, toll, attributes, places)
+        return Evidence(kinds, levels, severity, judged, self.toll(places), self.attributes(summary(cells)), places)
 
 
-def perceived(perception: Perception, views: Sequence[Tensor], glances: Sequence[Tensor]) -> list[Evidence]:
-    """`perception` of every view, (rows, cols, CELL_CHANNELS), and the glance at it, (GLANCE_CHANNELS,), in order;
-    those of one size go together."""
+def perceived(perception: Perception, views: Sequence[Tensor], wholes: Sequence[Tensor]) -> list[Evidence]:
+    """`perception` of every view, (rows, cols, CELL_CHANNELS), and what its photo is as a whole, (WHOLE_CHANNELS,), in
+    order; those of one size go together."""
     out: dict[int, Evidence] = {}
+    judged = perception.judged(torch.stack(list(wholes)))
     for members in by_size(views):
-        evidence = perception(torch.stack([views[i] for i in members]), torch.stack([glances[i] for i in members]))
+        evidence = perception(torch.stack([views[i] for i in members]), judged[members])
         for at, index in enumerate(members):
             out[index] = Evidence(*(part[at] for part in evidence))
     return [out[index] for index in range(len(views))]
@@ -340,7 +366,7 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """A view's evidence as inputs of the projector: (tokens, reading_size), each token's own, and
     (view_reading_size,), the proposals, the score, the toll and the attributes.
 
-    Every token also carries one number of the view as a whole, and which (its place in raster order modulo `slots_of`):
+    Every token also carries one number of the whole, and which (its place in raster order modulo `slots_of`):
     to say a coordinate, a level or a score the decoder then only has to look up its slot.
     """
     kinds, levels = evidence.kinds.softmax(-1), evidence.levels.softmax(-1)
@@ -379,24 +405,39 @@ class NanoVisual(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.projector.from_reading.weight.dtype
 
-    def image_tokens(self, pixels: Tensor, survey: Tensor) -> Tensor:
-        """(1, 3, h, w) normalised pixels and the survey (1, rows, cols, 8) of what they show -> (h/64 * w/64, hidden),
-        raster order."""
-        evidence = self.perception(self.encoder(pixels, survey), self.glance(pixels))
-        tokens: Tensor = self.projector(*described(Evidence(*(part[0] for part in evidence))))
-        return tokens
+    def image_tokens(self, pixels: Tensor, survey: Tensor, glanced: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """A view as the projector's tokens, (h/64 * w/64, hidden), raster order, and the score of its photo as a whole,
+        (1, 1). `pixels`: (1, 3, h, w), normalised; `survey`: (1, rows, cols, 8) of what they show; `known`: that score,
+        of an earlier call, or 0, where this view, of all of the photo, is to tell; `glanced`: in that case `pixels`,
+        else anything, and the smaller the faster."""
+        evidence, judged = self.seen(pixels, survey, glanced, known)
+        tokens: Tensor = self.projector(*described(evidence))
+        return tokens, judged
+
+    def seen(
+        self, pixels: Tensor, survey: Tensor, glanced: Tensor, known: Tensor, eyes: Perception | None = None
+    ) -> tuple[Evidence, Tensor]:
+        """What `eyes`, or its own perception, make of a view, given as in `image_tokens`."""
+        eyes = eyes or self.perception
+        cells = self.encoder(pixels, survey)
+        size = doublings(torch.ones_like(survey[..., 0]).sum((1, 2)))
+        whole = torch.cat((summary_of(cells, self.glance(glanced)), size[:, None]), 1)
+        judged = torch.where(known > 0, known, eyes.judged(whole))
+        return Evidence(*(part[0] for part in eyes(cells, judged))), judged
 
     def forward(
-        self, hidden_states: Tensor, grid_thw: Tensor, *, surveys: Sequence[Tensor], **_: Any
+        self, hidden_states: Tensor, grid_thw: Tensor, *, surveys: Sequence[Tensor], known: Tensor, **_: Any
     ) -> BaseModelOutputWithPooling:
-        """Qwen's call, with a survey an image besides. `hidden_states`: all patches, (n, 3*16*16), in merge-block
-        order; `grid_thw`: (images, 3); `surveys`: (1, rows, cols, 8) each."""
+        """Qwen's call, with a survey an image besides, and the score of their photo as a whole. `hidden_states`: all
+        patches, (n, 3*16*16), in merge-block order; `grid_thw`: (images, 3); `surveys`: (1, rows, cols, 8) each;
+        `known`: (1, 1), as for `image_tokens`, for all images; 0: what the first one tells."""
         views, start = [], 0
         for (_, rows, cols), survey in zip(grid_thw.tolist(), surveys, strict=True):
             patches = hidden_states[start : start + rows * cols]
             start += rows * cols
             x = patches.reshape(rows // MERGE, cols // MERGE, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
             x = x.permute(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * PATCH_PX, cols * PATCH_PX)
-            views.append(self.image_tokens(x, survey))
+            view, known = self.image_tokens(x, survey, x, known)
+            views.append(view)
         tokens = torch.cat(views)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)

@@ -20,9 +20,9 @@ class Backend(Protocol):
         """An empty cache in this backend's memory."""
         ...
 
-    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """What the vision graph takes of a view, by the names of its inputs (vision.py, and the survey if the contract
-        says so) -> (tokens, hidden) float32."""
+    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[np.float32]]:
+        """What the vision graph takes of a view, by the names of its inputs (vision.py) -> what it gives, by the names
+        of its outputs: the image tokens, (tokens, hidden), and `judged` where the contract has an overview."""
         ...
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:

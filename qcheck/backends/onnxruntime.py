@@ -14,7 +14,6 @@ from qcheck.backends.placement import CPU, ON_CPU, TENSORRT, Placement, kept_in
 from qcheck.bundle import Bundle
 from qcheck.cache import Buffers, KVCache
 from qcheck.contract import (
-    IMAGE_TOKENS,
     INPUTS_EMBEDS,
     KV_LENGTH,
     LOGITS,
@@ -115,9 +114,9 @@ class OnnxRuntime:
     def _clone(self, buffers: Buffers) -> Buffers:
         return {name: self._value(value.numpy().copy()) for name, value in buffers.items()}
 
-    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        tokens: NDArray[np.float32] = self._vision.run([IMAGE_TOKENS], dict(inputs))[0]
-        return tokens
+    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+        names = [output.name for output in self._vision.get_outputs()]
+        return dict(zip(names, self._vision.run(names, dict(inputs)), strict=True))
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         count = embeds.shape[1]

@@ -141,8 +141,8 @@ class TensorRt:
     def _clone(self, buffers: Buffers) -> Buffers:
         return {name: self._cuda.copied(buffer) for name, buffer in buffers.items()}
 
-    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        return self._vision.run(inputs, IMAGE_TOKENS)
+    def encode(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+        return {IMAGE_TOKENS: self._vision.run(inputs, IMAGE_TOKENS)}
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         cache.require(embeds.shape[1])
