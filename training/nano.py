@@ -19,8 +19,8 @@ from qcheck import prompt
 
 NUMBER_SCALE: Final = 0.75  # a number's bump then has the length of a slot's name
 WORD_SCALE: Final = 0.3
-# On 108 images of 27 untouched sources (0.8.2): F1 .416, .425, .422, IoU .422, .407, .355 and a defect in .12, .06, .00 of
-# clean images at bars of 0.2, 0.6 and 1.0.
+# On 108 images of 27 untouched sources (0.8.2): F1 .416, .425, .422, IoU .422, .407, .355 and a defect in .12, .06, .00
+# of clean images at bars of 0.2, 0.6 and 1.0.
 CLEAN_BAR: Final = 0.6
 
 
