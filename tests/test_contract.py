@@ -158,6 +158,12 @@ def test_a_contract_from_before_a_key_means_what_it_meant() -> None:
 SINGLE: Any = {"language": {"dialect": "q-insight", "crop": "", "crop_final": ""}, "kinds": (), "attributes": ()}
 
 
+def overviewed(contract: Contract, **changes: int) -> Contract:
+    """One that judges photos by an overview."""
+    view = replace(contract.global_view, **changes)
+    return replace(contract, pixels=replace(contract.pixels, overview=view))
+
+
 @pytest.mark.parametrize(
     ("contract", "words"),
     [
@@ -175,6 +181,10 @@ SINGLE: Any = {"language": {"dialect": "q-insight", "crop": "", "crop_final": ""
         (replace(patched(), pixels=replace(patched().pixels, patches=PatchSpec(16, 2, 64))), "side of merged patches"),
         (patched(attributes=()), None),
         (patched(**SINGLE), None),
+        (overviewed(plain_contract()), None),
+        (overviewed(patched()), "pixels.overview needs the layout planar"),
+        (overviewed(plain_contract(), token_px=32), "pixels.overview.token_px needs the global view's token size"),
+        (overviewed(plain_contract(), max_pixels=9), "pixels.overview needs sizes that hold at least one token"),
     ],
 )  # fmt: skip
 def test_what_layouts_and_dialects_need(contract: Contract, words: str | None) -> None:

@@ -6,6 +6,7 @@ Random weights, but livened up, so that what the model says depends on every par
 import logging
 import shutil
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -506,6 +507,23 @@ def test_a_failed_export_leaves_the_old_bundle(
     assert after.sha256 != before.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert not (out / "stale.bin").exists()
+
+
+def test_a_step_copies_nothing_of_the_cache(made: Made) -> None:
+    """Of the graph's outputs only the logits leave it; numpy tells of whatever it allocates."""
+    backend, hidden = Engine.open(made.int8, threads=1).backend, made.int8.contract.decoder.hidden
+    cache = backend.new_cache()
+    embeds, positions = np.zeros((1, 1, hidden), np.float32), np.zeros((3, 1, 1), np.int64)
+    backend.step(embeds, positions, cache)
+    tracemalloc.start()
+    try:
+        logits = backend.step(embeds, positions + 1, cache)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    (*_, one) = cache.buffers.values()
+    assert logits.nbytes <= peak < one.numpy().nbytes / 10
+    assert cache.length == 2
 
 
 def test_what_glances_is_stored_in_half(made: Made) -> None:

@@ -131,7 +131,8 @@ class OnnxRuntime:
             binding.bind_ortvalue_output(present, cache.buffers[past])
         self._decoder.run_with_iobinding(binding)
         cache.advance(count)
-        logits: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+        # Of all outputs only the first: copy_outputs_to_cpu would copy the whole cache with every token.
+        logits: NDArray[np.float32] = np.array(binding.get_outputs()[0].numpy())
         return logits.reshape(-1)
 
 
