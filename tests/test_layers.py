@@ -15,6 +15,7 @@ FLOORS = {
     "_kernels": 0,
     "errors": 0,
     "strips": 0,
+    "spent": 0,
     "tiles": 1,
     "survey": 2,
     "embeddings": 1,
@@ -26,15 +27,15 @@ FLOORS = {
     "dialects": 4,
     "cache": 3,
     "rope": 3,
-    "vision": 3,
     "photo": 4,
     "grammar": 5,
     "bundle": 4,
     "backends": 5,
-    "engine": 6,
-    "probe": 7,
-    "checker": 8,
-    "cli": 9,
+    "vision": 6,
+    "engine": 7,
+    "probe": 8,
+    "checker": 9,
+    "cli": 10,
 }
 OUTSIDE = {"export", "training", "tests", "benchmarks"}
 # Heavy things that training and export need, and that no installed qcheck has.

@@ -152,7 +152,7 @@ def test_too_many_rollouts_and_a_budget_are_refused() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in seconds, which only a test moves."""
     now = [100.0]
-    for module in ("probe", "engine"):
+    for module in ("probe", "engine", "vision", "spent"):
         monkeypatch.setattr(f"qcheck.{module}.time", SimpleNamespace(perf_counter=lambda: now[0]))
     return now
 
