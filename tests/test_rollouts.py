@@ -156,6 +156,19 @@ def test_a_photo_degraded_is_seen_otherwise(policy: Any, photos: list[Any], monk
     assert float(((now - other).abs() * mask).max()) < 1e-3
 
 
+def test_of_a_photo_degraded_nothing_is_kept(
+    policy: Any, photos: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is drawn anew in every step, and would only fill the disk; of the photo itself what was seen is kept."""
+    monkeypatch.setattr(policy.engine.eyes, "sights", script("sights").Sights(tmp_path))
+    groups = policy.groups(photos[1:2], grpo.Settings(max_probes=1, images=2, rollouts=2), np.random.default_rng(2))
+    before = set(tmp_path.iterdir())
+    assert before
+    grpo._twins(policy, photos[1:2], groups, np.random.default_rng(3))
+    assert set(tmp_path.iterdir()) == before
+    assert policy.engine.eyes.sights is not None
+
+
 @pytest.mark.parametrize("switches", [{}, {"uncertainty_weight": True, "perception_loss": True}])
 def test_what_was_better_becomes_likelier(policy: Any, photos: list[Any], switches: dict[str, bool]) -> None:
     """A few steps on two photos of one score, and that score is what is drawn."""

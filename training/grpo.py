@@ -116,10 +116,11 @@ def with_peers(known: Tensor, domains: Sequence[str]) -> Tensor:
 
 
 def reseen(engine: RecordingEngine, shown: Shown, photo: Photo, sight: Sight) -> Shown:
-    """What a view of another photo's same place is to the eyes. `sight`: of that photo, whose first view is all of
-    it."""
+    """What a view of another photo's same place is to the eyes. `sight`: of that photo, whose first view is all of it,
+    and which nobody sees again: nothing of it is kept."""
     role = engine.contract.global_view if shown.box == whole(photo.width, photo.height) else engine.contract.crop_view
-    sight.tokens(photo.pixels, view_of(shown.box, role))
+    with engine.eyes.unkept():
+        sight.tokens(photo.pixels, view_of(shown.box, role))
     return shown_of(shown.box, engine.eyes.evidence, shown.role, [])
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import toll
 import vocabulary as words
 from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
-from nano_spec import CROP, OVERVIEW, TOKEN_PX
+from nano_spec import CROP, TOKEN_PX
 from numpy.typing import NDArray
+from overviews import is_larger
 from samples import WINDOW_ROLE, defects_of, holds, overlap
 from stores import Item, Sample
 from tokenizers import Tokenizer
@@ -207,7 +208,7 @@ class Narrator:
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final if rng.random() < 0.5 else self.spoken.crop, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
-        if larger_than_overview(shown):
+        if is_larger(*shown.seen.shape[:2], TOKEN_PX):  # it is judged by its places, too
             score = judged(example)
             self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
             return example
@@ -387,12 +388,6 @@ class Narrator:
 def judged(example: Example) -> float:
     """What the views of a conversation come to."""
     return toll.judged([shown.toll for shown in example.views], example.views[0].score)
-
-
-def larger_than_overview(shown: Shown) -> bool:
-    """Whether a photo is judged by its places too."""
-    rows, cols = shown.seen.shape[:2]
-    return rows * cols > OVERVIEW.max_pixels // TOKEN_PX**2
 
 
 def shown_views(item: Item) -> list[Shown]:

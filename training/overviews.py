@@ -23,13 +23,17 @@ from qcheck.tiles import Box, View, view_of
 
 GLANCE: Final = "glance"
 SUMMARY: Final = "overview"
-MOST_CELLS: Final = OVERVIEW.max_pixels // CELL_PX**2
 
 
 def overview_of(box: Box, shown: View) -> View | None:
     """At what size a photo, `box`, is judged as a whole; None where that is the view that is `shown` of it."""
     view = view_of(box, OVERVIEW)
     return None if view.size == shown.size else view
+
+
+def is_larger(rows: int, cols: int, side_px: int) -> bool:
+    """Whether a view of as many cells or tokens, of `side_px` a side, is larger than any overview."""
+    return rows * cols * side_px**2 > OVERVIEW.max_pixels
 
 
 def written(values: NDArray[Any]) -> str:
@@ -52,7 +56,7 @@ def whole_of(item: Item, index: int) -> Tensor:
         raise RunError("these cells were made before photos were glanced at; make them again (encode.py)")
     if SUMMARY in view:
         seen = read(view[SUMMARY])
-    elif view["rows"] * view["cols"] > MOST_CELLS:
+    elif is_larger(view["rows"], view["cols"], CELL_PX):
         raise RunError("these cells were made before large photos had an overview; make them again (encode.py)")
     else:
         seen = summary(torch.from_numpy(item.read(first).astype(np.float32))[None])[0]

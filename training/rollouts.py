@@ -1,7 +1,8 @@
 """Rollouts: the runtime's own loop, prompts, grammar and tiles over a model that is being taught, kept so that every
 choice can be weighed again with gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,15 @@ class SeeingBackend(TorchBackend):
     evidence: Evidence
     eyes: Perception | None = None
     sights: Sights | None = None
+
+    @contextlib.contextmanager
+    def unkept(self) -> Iterator[None]:
+        """Meanwhile nothing that is seen is kept."""
+        kept, self.sights = self.sights, None
+        try:
+            yield
+        finally:
+            self.sights = kept
 
     @torch.inference_mode()
     def seen(self, inputs: Mapping[str, NDArray[Any]]) -> Evidence:
