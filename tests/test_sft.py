@@ -129,6 +129,32 @@ def test_what_was_known_is_taught_by_what_knew_it(model: Any) -> None:
     assert read == [examples[0], "other"]  # what the teacher's own eyes saw, where they were others
 
 
+def test_what_is_doubtful_is_taught_as_likely_as_it_is() -> None:
+    """Both what was said and what might have been; everything else as it was said."""
+    targets = sft.Targets(tokenizer())
+    trainer = sft.Trainer(SimpleNamespace(), targets, image_id=-1)
+    clean, kind, score = (tokenizer().token_to_id(text) for text in (prompt.THINK_CLEAN, "noise", "3.2"))
+    ids = torch.tensor([[0, clean, score], [0, 0, kind]])
+    rows, cols = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
+    examples = [SimpleNamespace(doubts={1: (kind, 0.25)}), SimpleNamespace(doubts={})]
+    wanted = trainer.wanted(examples, ids, rows, cols)
+    assert wanted[0, [clean, kind]].tolist() == [0.75, 0.25]
+    assert torch.equal(wanted[1], targets.table[score])
+    assert wanted[2, kind] == 1
+    assert_allclose(wanted.sum(1), np.ones(3), atol=1e-6)
+    assert targets.table[clean, clean] == 1, "the table is left as it was"
+
+
+def test_a_decoder_is_as_far_off_as_it_doubts_otherwise() -> None:
+    trainer = sft.Trainer(SimpleNamespace(lm_head=lambda hidden: hidden), sft.Targets(tokenizer()), image_id=-1)
+    hidden = torch.zeros(2, 4, tokenizer().get_vocab_size())
+    hidden[0, 1, 7] = np.log(3)  # three times as likely as what was said
+    trainer.hidden = lambda examples: (hidden, None, None)
+    examples = [SimpleNamespace(doubts={2: (7, 0.5)}, tokens=[0, 0, 5, 0]), SimpleNamespace(doubts={}, tokens=[0] * 4)]
+    assert trainer.doubt_errors(examples) == pytest.approx([0.25])
+    assert trainer.doubt_errors(examples[1:]) == []
+
+
 def test_scores_alone_need_a_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a start"):
         sft.Config(tmp_path, tmp_path, tmp_path, scores_alone=True)

@@ -71,7 +71,7 @@ def test_nothing_to_learn_from_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("tolls", "score"),
-    [([3.2], 3.2), ([4.0, 3.0], 3.25), ([3.0, 4.0, 4.0], 10 / 3), ([2.0, 2.0, 2.0], 2.0)],
+    [([3.2], 3.2), ([4.0, 3.0], 3.125), ([3.0, 4.0, 4.0], 19 / 6), ([2.0, 2.0, 2.0], 2.0)],
 )
 def test_views_come_to_a_soft_minimum(tolls: list[float], score: float) -> None:
     assert toll.overall(tolls) == pytest.approx(score)
@@ -90,6 +90,21 @@ def test_views_come_to_a_soft_minimum(tolls: list[float], score: float) -> None:
 def test_a_photo_is_no_better_than_its_places_nor_than_the_whole(places: float, whole: float, score: float) -> None:
     assert toll.judged([places], whole) == pytest.approx(score, abs=1e-3)
     assert toll.judged([places, places], whole) == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tolls", "beliefs", "whole", "score"),
+    [
+        ([2.0], [0.0], 4.0, 4.0),  # a place that is none
+        ([2.0], [1.0], 4.0, 2.0),
+        ([2.0, 3.0], [0.25, 1.0], 4.0, 3.0),  # the worse by what is believed
+        ([4.5, 4.2], [1.0, 1.0], 4.0, 4.0),
+    ],
+)
+def test_a_small_photo_is_as_good_as_the_whole_unless_a_place_is_believed_broken(
+    tolls: list[float], beliefs: list[float], whole: float, score: float
+) -> None:
+    assert toll.judged_small(tolls, beliefs, whole) == pytest.approx(score)
 
 
 DEFECT = {"kind": "noise", "level": 3, "box": [100, 100, 300, 200], "cost": 0.5}

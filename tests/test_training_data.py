@@ -246,7 +246,7 @@ DEFECTS = [
 SUSPECTED = ([496, 288, 992, 672], [1440, 0, 1760, 320], [1264, 784, 1616, 1152])
 # Of every view: its role, its box, its size in tokens, and the value that all its tokens have, to know it again.
 VIEWS = [
-    ("global", [0, 0, WIDTH, HEIGHT], (6, 9), 1.0),
+    ("global", [0, 0, WIDTH, HEIGHT], (8, 12), 1.0),  # larger than an overview
     ("aim0", [400, 160, 1117, 877], (3, 3), 2.0),
     ("aim1", [1203, 0, 1920, 717], (3, 3), 6.0),
     ("truth1", [1120, 560, 1837, 1277], (3, 3), 3.0),
@@ -255,9 +255,20 @@ VIEWS = [
     ("window", [160, 0, 1120, 640], (2, 3), 7.0),
 ]
 ATTRIBUTES = [4.0, 3.5, 3.0, 2.5, 2.0]
-PLACES = [[0.1, 0.1, 0.4, 0.5, 1.0, *[0.05] * 14, *[0.2] * 5, 0.5]] * 3  # as of regions.py
+# How strong the places of each view are, in log odds: surely broken, clean, and as likely the one as the other.
+SURE, UNLIKELY, EVEN = 12.0, -12.0, 2.75
+STRENGTHS = {"global": (SURE, -1.0, EVEN), "aim0": (SURE,) * 3, "truth1": (EVEN,) * 3}
+
+
+def places_of(role: str) -> list[list[float]]:
+    """As of regions.py."""
+    strengths = STRENGTHS.get(role, (UNLIKELY,) * 3)
+    return [[0.1, 0.1, 0.4, 0.5, strength, *[0.05] * 14, *[0.2] * 5, 0.5] for strength in strengths]
+
+
 SUSPICIONS = [[x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT, "defocus", 2] for x1, y1, x2, y2 in SUSPECTED]
 CLEAN_VIEWS = ("global", "aim1", "random")
+SMALL = (6, 9)  # tokens of the whole of a small photo
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +279,11 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     writer = look.SeenStore(folder, "some-0").writer()
 
     def views(*roles: str) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
-        for role, box, (rows, cols), value in VIEWS:
+        for role, box, shape, value in VIEWS:
             if role in roles:
+                rows, cols = SMALL if role == "global" and "window" in roles else shape
                 toll = 2.5 if role == "near" else 4.0
-                told = {"score": 3.0, "toll": toll, "attributes": ATTRIBUTES, "places": PLACES}
+                told = {"score": 3.0, "toll": toll, "attributes": ATTRIBUTES, "places": places_of(role)}
                 about = {"role": role, "box": box, "suspicions": SUSPICIONS, **told}
                 yield about, np.full((rows, cols, look.seen_channels()), value, np.float16)
 
@@ -311,7 +323,8 @@ def test_what_a_store_writes_it_reads(pool: list[Any]) -> None:
         for index, view in enumerate(item.sample["views"]):
             ((shape, value),) = ((shape, value) for role, _, shape, value in VIEWS if role == view["role"])
             seen = item.read(index)
-            assert seen.shape[:2] == shape
+            small = view["role"] == "global" and item.sample["views"][-1]["role"] == "window"
+            assert seen.shape[:2] == (SMALL if small else shape)
             assert_array_equal(seen, np.float16(value))
 
 
@@ -333,10 +346,12 @@ def test_examples_are_consistent(pool: list[Any], name: str) -> None:
         assert not weights[np.array(example.tokens) == image].any(), "image tokens are never taught"
         assert weights.min() >= 0
         assert len(example.exact_scores) == 1
-        views = script("toll").judged([shown.toll for shown in example.views], example.views[0].score)
+        toll, tolls = script("toll"), [shown.toll for shown in example.views]
         for place, score in example.exact_scores.items():
-            mean = {"local": views, "clean": views, "rated": example.views[0].score}.get(name, sample["score"])
-            assert score == mean
+            if name in ("local", "clean"):
+                assert score == toll.judged(tolls, example.views[0].score)
+            else:  # what it is as a whole, for no toll is lower
+                assert score == example.views[0].score
             assert said[place] == narration.score_token(sample["score"] if name == "rated" else score)
             assert said[place - 1] == prompt.ANSWER_OPEN
             assert weights[place] == narration.SCORE_WEIGHT
@@ -351,6 +366,7 @@ def test_a_large_rated_photo_has_the_score_that_its_view_comes_to(
     shown = narration.shown_views(rated)[0]
     assert list(narrator.rated(rated, augment=False).exact_scores.values()) == [shown.score]
     large = replace(shown, seen=np.repeat(shown.seen, 5, 0))
+    assert (shown.is_large, large.is_large) == (False, True)
     monkeypatch.setattr(narration, "shown_views", lambda item: [large])
     example = narrator.rated(rated, augment=False)
     ((place, score),) = example.exact_scores.items()
@@ -435,13 +451,13 @@ def test_calls_are_taught_where_there_is_a_reason(pool: list[Any]) -> None:
                     *([narration.NUMBER_WEIGHT] * 4),
                     narration.WORD_WEIGHT,
                 ]
-                # Where perception suspects something: the suspicion, by the name of what is really there.
-                waits = {0: ("aim0", "noise"), 2: ("truth1", "color")} if name == "local" else {}
+                # Where perception suspects something: the suspicion, by its own name, and what would be shown there.
+                waits = {0: "aim0", 2: "truth1"} if name == "local" else {}
                 assert near(said, list(SUSPECTED[turn]))
-                crops, kind = waits.get(turn, (None, "defocus"))
+                crops = waits.get(turn)
                 if crops in found:
-                    crops, kind = None, "defocus"
-                assert said[-3] == kind
+                    crops = None
+                assert said[-3] == "defocus"
                 assert crop == crops or (crops is None and crop in ("aim1", "random"))
                 seen.add(("suspicion", crop))
                 found.add(crop)
@@ -468,7 +484,7 @@ def test_a_rated_photo_is_often_seen_in_its_mosaic(tmp_path: Path) -> None:
                 "score": 3.0,
                 "toll": 4.0,
                 "attributes": ATTRIBUTES,
-                "places": PLACES,
+                "places": places_of(role),
                 "suspicions": SUSPICIONS,
             },
             np.full((2, 2, look.seen_channels()), value, np.float16),
@@ -488,63 +504,96 @@ def test_a_rated_photo_is_often_seen_in_its_mosaic(tmp_path: Path) -> None:
     assert {plain.rated(item, False).views[0].box.x2 for _ in range(20)} == {512}
 
 
-def test_looking_ends_when_all_is_found(pool: list[Any]) -> None:
-    """Not before, unless the cap does it or the last crop showed nothing. After such a crop it ends as often in a
-    broken photo as in a clean one: to have stopped must not tell which of the two it is."""
-    narration = script("narrator")
-    known = script("samples").defects_of({"defects": DEFECTS})
-    ended: dict[str, list[bool]] = {"local": [], "clean": []}
-    for name in ended:
+def findings_of(example: Any) -> list[int]:
+    """Where each finding begins, in the order of the crops."""
+    return [i for i, text in enumerate(texts(example)) if text == prompt.THINK_OPEN]
+
+
+def test_it_looks_on_until_something_was_found_and_no_more_is_likely(pool: list[Any]) -> None:
+    """Whatever is true: to have stopped must not tell whether the photo is broken."""
+    stopped = set()
+    for name in ("local", "clean"):
         for _, example in told(pool, name, 300):
-            crops = example.views[1:]
-            if not crops:
-                continue
-            defects_there = known if name == "local" else []
-            shows = [any(narration.holds(d, crop.box) for d in defects_there) for crop in crops]
-            left = [d for d in defects_there if not any(narration.share(d, c) >= narration.FOUND_SHARE for c in crops)]
+            said, starts = texts(example), findings_of(example)
+            found = [said[start + 1] != prompt.THINK_CLEAN for start in starts]
+            looks_on = [any(found[: turn + 1]) is False or turn == 1 for turn in range(len(found))]
+            # The second place (log odds -1) is not worth a look after something was found, the third (2.75) is.
+            assert all(looks_on[:-1])
             may_go_on = list(turns(example))[-1][1]
-            assert not left or not may_go_on or not shows[-1], "an answer while what was seen waits"
-            ended[name] += [False for one in shows[:-1] if not one]
-            if not shows[-1] and may_go_on:
-                ended[name].append(True)
-    for stops in ended.values():
-        assert np.mean(stops) == pytest.approx(1 - narration.LOOK_ON_SHARE, abs=0.08)
+            if starts and may_go_on:
+                assert not looks_on[-1]
+                stopped.add((name, len(found)))
+    assert {("local", 1), ("clean", 1)} <= stopped
 
 
-def test_findings_say_what_the_crop_shows(pool: list[Any]) -> None:
-    expected = {
-        "aim0": ("noise", DEFECT_LEVELS[3]),
-        "truth1": ("color", DEFECT_LEVELS[1]),
-        "random": (prompt.THINK_CLEAN,),
-        "aim1": (prompt.THINK_CLEAN,),
-    }
-    checked, misspoken = list[str](), list[str]()
-    for _, example in told(pool, "local", 100):
-        said = texts(example)
-        starts = [i for i, text in enumerate(said) if text == prompt.THINK_OPEN]
-        for start, shown in zip(starts, example.views[1:], strict=True):
-            if shown.role not in expected:
-                continue
-            if example.weights[start + 1] == 0:  # misspoken: the other way round
-                wrong = prompt.THINK_CLEAN if shown.role in ("aim0", "truth1") else shown.suspicions[0][4]
-                assert said[start + 1] == wrong
-                misspoken.append(shown.role)
-                continue
-            checked.append(shown.role)
-            assert said[start + 1] == expected[shown.role][0]
-            if said[start + 1] == prompt.THINK_CLEAN:
-                assert said[start + 2] == prompt.THINK_CLOSE
-                assert example.weights[start + 1] == script("narrator").CLEAN_WEIGHT
-                continue
-            assert example.weights[start + 1] == script("narrator").FOUND_WEIGHT
-            assert said[start + 3] == expected[shown.role][1]
-            # In thousandths of the crop: [50, 100, 350, 300] and [100, 150, 300, 350] of 448 px.
-            truth = [110, 220, 780, 670] if shown.role == "aim0" else [220, 330, 670, 780]
-            assert [int(said[start + 5 + 2 * i]) for i in range(4)] == truth
-    assert set(checked) == set(expected)
-    assert {"aim0", "aim1"} <= set(misspoken) <= set(expected)
-    share = len(misspoken) / len(checked + misspoken)
-    assert share == pytest.approx(script("narrator").MISSPOKEN_SHARE, abs=0.1)
+def test_findings_are_what_perception_suspects_as_surely_as_it_does(pool: list[Any]) -> None:
+    """Whatever is true: of one crop the same, whether it shows a damage, its edge or nothing."""
+    narration = script("narrator")
+    taught: dict[str, list[bool]] = {"aim0": [], "truth1": [], "near": [], "random": [], "aim1": []}
+    misspoken = 0
+    for name in ("local", "clean"):
+        for _, example in told(pool, name, 200):
+            said = texts(example)
+            for start, shown in zip(findings_of(example), example.views[1:], strict=True):
+                at, found = start + 1, said[start + 1] != prompt.THINK_CLEAN
+                if example.weights[at] == 0:
+                    assert found is (STRENGTHS.get(shown.role, (UNLIKELY,))[0] < EVEN), "the other way round"
+                    misspoken += 1
+                    continue
+                taught[shown.role].append(found)
+                chance = {"aim0": 1.0, "truth1": 0.5}.get(shown.role, 0.0)
+                other = tokenizer().token_to_id(prompt.THINK_CLEAN if found else "defocus")
+                assert example.doubts[at] == (other, pytest.approx(1 - chance if found else chance, abs=1e-6))
+                assert example.weights[at] == narration.DOUBT_WEIGHT
+                if found:
+                    assert said[at : at + 3 : 2] == ["defocus", DEFECT_LEVELS[1]]
+                    spoken = [int(said[at + 4 + 2 * i]) for i in range(4)]
+                    assert_allclose(spoken, [1000 * c for c in shown.suspicions[0][:4]], atol=6)
+    shares = {role: np.mean(found) for role, found in taught.items()}
+    assert (shares["aim0"], shares["near"], shares["random"], shares["aim1"]) == (1, 0, 0, 0)
+    assert 0.3 < shares["truth1"] < 0.7
+    share = misspoken / (misspoken + sum(map(len, taught.values())))
+    assert share == pytest.approx(narration.MISSPOKEN_SHARE, abs=0.06)
+
+
+def listed_of(example: Any) -> list[int]:
+    """Where each step of the list begins: one more defect, or its end."""
+    said = texts(example)
+    at, steps = said.index(prompt.DEFECTS_OPEN) + 1, []
+    while True:
+        steps.append(at)
+        if said[at].startswith(prompt.DEFECTS_CLOSE):
+            return steps
+        at = said.index(prompt.DEFECT_CLOSE, at) + 1
+
+
+def test_places_that_no_crop_has_shown_are_listed_as_surely_as_they_are_believed(pool: list[Any]) -> None:
+    """The strongest first, until one is not."""
+    seen = set()
+    for _, example in told(pool, "local", 300):
+        said, steps = texts(example), listed_of(example)
+        roles = {shown.role for shown in example.views[1:]}
+        first = [] if "aim0" in roles else [1.0]  # the first place is in it, the others in the two named next
+        chances = first + ([] if "aim1" in roles else [0.0]) + ([] if "truth1" in roles else [0.5])
+        for step, chance in zip(steps, chances, strict=False):
+            ends = said[step].startswith(prompt.DEFECTS_CLOSE)
+            assert example.doubts[step][1] == pytest.approx(chance if ends else 1 - chance, abs=0.001)
+            other = tokenizer().id_to_token(example.doubts[step][0])
+            begins = prompt.DEFECT_OPEN if step == steps[0] else prompt.COMMA
+            assert (other, said[step]) == ((begins, said[step]) if ends else (prompt.DEFECTS_CLOSE, begins))
+            seen.add((chance, ends))
+        if len(steps) > len(chances):  # nothing is left to list
+            assert steps[-1] not in example.doubts
+    assert seen == {(1.0, False), (0.0, True), (0.5, True), (0.5, False)}
+
+
+def test_a_place_is_as_likely_broken_as_it_is_strong() -> None:
+    belief = script("belief")
+    assert belief.believed(belief.BAR) == 0.5
+    chances = [belief.believed(strength) for strength in (-4.0, 2.0, 2.5, 3.0, 4.0, 8.0)]
+    assert chances == sorted(chances)
+    assert chances[0] < 0.001
+    assert chances[-1] > 0.999
 
 
 @pytest.mark.parametrize("context", [True, False])
@@ -565,30 +614,21 @@ def test_without_the_context_rule_every_crop_is_broken(pool: list[Any], context:
 
 
 def test_photos_damaged_all_over_are_taught_with_a_crop_and_without(pool: list[Any]) -> None:
-    """Their attributes too, for they are said of the whole photo whatever was looked at since."""
+    """Their attributes too, as they are read of the whole photo, whatever was looked at since."""
     crops = []
     for sample, example in told(pool, "whole"):
         said = texts(example)
         crops.append(len(example.views) - 1)
-        for name, value in sample["attributes"].items():
+        (found,) = sample["defects"]
+        assert listed_of(example)[1:], "known to be there, whatever is suspected"
+        assert said[said.index(prompt.DEFECT_OPEN) + 1] == found["kind"]
+        for name, value in zip(defects.PHOTOS.attributes, ATTRIBUTES, strict=True):
             at = said.index(prompt.attribute_chunk(name)) + 1
             assert said[at] == script("narrator").score_token(value)
             assert example.weights[at] == script("narrator").ATTRIBUTE_WEIGHT
         assert (prompt.CALL_OPEN in said) == bool(crops[-1])
     assert 0.15 < np.mean(crops) < 0.6
     assert set(crops) == {0, 1}
-
-
-def test_an_edge_of_a_damage_is_not_taught_as_clean(pool: list[Any]) -> None:
-    samples, narration = script("samples"), script("narrator")
-    speller = narration.Speller(tokenizer())
-    crop = next(v for v in narration.shown_views(pool[0]) if v.role == "near")
-    for box, taught in (([704, 480, 1184, 800], 0.0), ([800, 640, 1120, 800], narration.CLEAN_WEIGHT)):
-        example = narration.Example()
-        found = samples.defects_of({"defects": [{"kind": "noise", "level": 4, "box": box, "cost": 0.3}]})
-        narration.Narrator(speller, np.random.default_rng(0)).find(example, crop, found)
-        assert prompt.THINK_CLEAN in texts(example)
-        assert example.weights[texts(example).index(prompt.THINK_CLEAN)] == taught
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
@@ -602,7 +642,7 @@ def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
         said = texts(example)
         assert len(example.views) == 1 + len(SUSPECTED)
         near_ones = sum(shown.role == "near" for shown in example.views)
-        places = 0.5 * (2.5 if near_ones else 4.0) + 0.5 * (4.0 - 1.5 * near_ones / len(example.views))
+        places = 0.75 * (2.5 if near_ones else 4.0) + 0.25 * (4.0 - 1.5 * near_ones / len(example.views))
         score = script("toll").judged([places], 3.0)
         assert list(example.exact_scores.values()) == pytest.approx([score])
         assert float(said[next(iter(example.exact_scores))]) == pytest.approx(score, abs=0.06)

@@ -188,7 +188,7 @@ def test_a_reading_can_be_read_back() -> None:
     _, view = visual.described(evidence_of(odds))
     bumps = view[: SLOTS * visual.NUMBER_BINS].reshape(SLOTS, visual.NUMBER_BINS)
     read = (bumps * centres()).sum(1) / bumps.sum(1)
-    strength = 1 / (1 + np.exp(-4 / visual.STRENGTH_UNIT))
+    strength = 1 / (1 + np.exp(-(4 - visual.BAR) / visual.STRENGTH_UNIT))
     assert_allclose(read[: visual.PROPOSAL_NUMBERS], [0.2, 0.25, 0.6, 0.75, strength, 0.75, 0.6], atol=0.03)
     assert_allclose(read[-7:-5], [0.5, 0.25], atol=0.01)  # score 3.0, toll 2.0 of 1..5
     assert_allclose(1 + 4 * read[-5:], ATTRIBUTES, atol=0.05)
@@ -211,7 +211,7 @@ def test_numbers_of_the_view_are_dealt_out_over_the_tokens() -> None:
     read = (numbers * centres()).sum(1) / numbers.sum(1)
     found = evidence.proposals
     places = [
-        [*box, float(torch.sigmoid(strength / visual.STRENGTH_UNIT)), level, severity]
+        [*box, float(torch.sigmoid((strength - visual.BAR) / visual.STRENGTH_UNIT)), level, severity]
         for box, strength, level, (severity,) in zip(
             found.boxes.tolist(), found.strengths, found.level.tolist(), found.severities.tolist(), strict=True
         )

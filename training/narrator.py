@@ -1,23 +1,29 @@
 """Conversations to learn from: cached samples become what the runtime would have seen and what nano should have said.
 
-The policy that is taught: look where perception suspects most, say what is there, look on while nothing was found, and
-answer. A suspicion that lies on a damage is taught as the damage itself. The context-aware rule: crops hold the damage
-and some of its normal surroundings, and many crops are clean, so that being cropped says nothing about quality.
+The policy that is taught: look where perception suspects most, say what is there as surely as perception is of it, look
+on while nothing was found or the next place is likelier broken than not, and answer. What is true is not taught where
+perception reads it, for eyes that never saw a photo are sure of other things than those that a model ends up with. Of
+photos that are damaged all over it is, because a damage without a place shows in no place. The context-aware rule:
+crops hold the damage and some of its normal surroundings, and many crops are clean, so that being cropped says nothing
+about quality.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import toll
+import torch
 import vocabulary as words
+from belief import believed
 from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
 from nano_spec import CROP, TOKEN_PX
 from numpy.typing import NDArray
 from overviews import is_larger
-from samples import WINDOW_ROLE, defects_of, holds, overlap
+from regions import Proposals
+from samples import WINDOW_ROLE, defects_of, holds, overlap, spoilt
 from stores import Item, Sample
 from tokenizers import Tokenizer
 from vista_score import score as score_after
@@ -34,8 +40,10 @@ SUSPECTED_IOU: Final = 0.1  # a suspicion that overlaps a damage this much means
 FORCED_WEIGHT: Final = 0.05  # of tokens that the grammar forces: enough for transformers' own `generate`
 # What is decided weighs by what hangs on it: by their number alone, coordinates would drown whether there is a defect.
 CHOICE_WEIGHT: Final = 4.0
-# That there is nothing, and that there is something: a false alarm costs seven times what a miss does. With less than
-# twice, four in five clean development photos had one: each has up to three suspicious crops in which to raise it.
+# Whether a suspicious place is a damage, of which is known how likely it is.
+DOUBT_WEIGHT: Final = 16.0
+# Of photos that are damaged all over: that there is nothing, and that there is something. A false alarm costs seven
+# times what a miss does.
 CLEAN_WEIGHT: Final = 12.0
 FOUND_WEIGHT: Final = 1.7
 WORD_WEIGHT: Final = 2.0  # kinds and levels
@@ -48,13 +56,14 @@ SINGLE_PASS_SHARE: Final = 0.25
 LARGE_SHARE: Final = 0.4  # of lessons on a rated photo, if there is a mosaic with it: large views have every score
 ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others lie on a defect or anywhere
 ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
-LOOK_ON_SHARE: Final = 0.7  # after nothing was found
+LOOK_ON_BAR: Final = 1.0  # log odds of the next place, above which it looks on after something was found
 MISSPOKEN_SHARE: Final = 0.4  # of findings
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
 FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.DEFECTS_CLOSE))
 
 
 Suspicion = tuple[float, float, float, float, str, int]
+Said = tuple[str, str, list[str]]  # kind, level, coordinates
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +84,36 @@ class Shown:
     def spell(self, box: Box) -> list[str]:
         return coordinate_tokens(model_coords(box, View(self.box, 1, 1), "relative_1000"))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it shows more than an overview would."""
+        return is_larger(*self.seen.shape[:2], TOKEN_PX)
+
+    @property
+    def strengths(self) -> list[float]:
+        """Log odds of its suspicions, as of regions.Proposals."""
+        return Proposals.of(torch.tensor(self.places)).strengths.tolist()
+
+    def suspected(self, which: int = 0) -> Said:
+        """A suspicion, as it is said."""
+        *corners, kind, level = self.suspicions[which]
+        return kind, DEFECT_LEVELS[level - 1], coordinate_tokens([1000 * c for c in corners])
+
+    def place(self, which: int) -> Box:
+        """Where a suspicion is, in photo pixels."""
+        x1, y1, x2, y2 = self.suspicions[which][:4]
+        left, top, width, height = self.box.x1, self.box.y1, self.box.width, self.box.height
+        return Box(
+            left + int(x1 * width), top + int(y1 * height), left + math.ceil(x2 * width), top + math.ceil(y2 * height)
+        )
+
 
 @dataclass(slots=True)
 class Example:
     """One conversation, ready for a batch. `tokens`, `weights`: (length,); `views`: each image in order; `kept`: which
     of its tokens are there; `positions`: (3, length) in parts; `exact_scores`: what the score tokens' mean is taught to
-    be, by their place; `before`: the same as a teacher reads it, whose eyes were others."""
+    be, by their place; `doubts`: which token might as well have been said, by the place of what was, and how likely;
+    `before`: the same as a teacher reads it, whose eyes were others."""
 
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -88,6 +121,7 @@ class Example:
     views: list[Shown] = field(default_factory=list)
     kept: list[NDArray[np.int64]] = field(default_factory=list)
     exact_scores: dict[int, float] = field(default_factory=dict)
+    doubts: dict[int, tuple[int, float]] = field(default_factory=dict)
     next_position: int = 0
     before: "Example | None" = None
 
@@ -119,8 +153,16 @@ class Speller:
         example.kept.append(kept)
         self._text(example, self.tokenizer.encode(after).ids)
 
-    def say(self, example: Example, said: Sequence[str], weight: float = 1.0, score: float | None = None) -> None:
-        """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the score tokens' mean."""
+    def say(
+        self,
+        example: Example,
+        said: Sequence[str],
+        weight: float = 1.0,
+        score: float | None = None,
+        doubts: Mapping[int, tuple[str, float]] | None = None,
+    ) -> None:
+        """Adds what the model says. `weight` 0: it is shown, not taught. `score`: the score tokens' mean. `doubts`:
+        what else might be said, by where in `said`, and how likely."""
         ids = [self.tokenizer.token_to_id(text) for text in said]
         for offset, (before, text) in enumerate(zip(("", *said), said, strict=False)):
             one_more = text == prompt.COMMA and before == prompt.DEFECT_CLOSE
@@ -142,6 +184,10 @@ class Speller:
             if score is not None and text in words.SCORE_TOKENS:
                 example.exact_scores[len(example.tokens) + offset] = score
                 token_weight = SCORE_WEIGHT
+            if doubts and offset in doubts:
+                other, chance = doubts[offset]
+                example.doubts[len(example.tokens) + offset] = (self.tokenizer.token_to_id(other), chance)
+                token_weight = DOUBT_WEIGHT
             example.weights.append(weight * token_weight)
         positions, example.next_position = text_positions(example.next_position, len(ids))
         example.positions.append(positions)
@@ -208,51 +254,56 @@ class Narrator:
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final if rng.random() < 0.5 else self.spoken.crop, window)
             self.speller.say(example, prompt.spell_finding(None), 0)
-        if is_larger(*shown.seen.shape[:2], TOKEN_PX):  # it is judged by its places, too
-            score = judged(example)
-            self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
-            return example
+        score = judged(example)
         # How the tokens spread is learned from what people said, and their mean from what the eyes read: nothing else
         # that is shown tells more of it, and what is learned beside it holds for the training's photos only.
-        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(item.sample["score"])], score=shown.score)
+        said = score if shown.is_large else item.sample["score"]
+        self.speller.say(example, [prompt.ANSWER_OPEN, score_token(said)], score=score)
         return example
 
     def patched(self, item: Item) -> Example:
         """A locally damaged rated photo, small: looked at once, or with one crop."""
-        return self.small(item, 0.5, None)
+        example, shown = self.small(item, 0.5)
+        self.answer(example, shown)
+        return example
 
     def whole(self, item: Item) -> Example:
-        """A photo damaged all over (or clean), small: score, defects and attributes, all known, also after a crop."""
-        return self.small(item, WHOLE_ZOOM_SHARE, item.sample["attributes"])
+        """A photo damaged all over (or clean), small, also after a crop: its defects, all known, and its attributes, as
+        they are read in it."""
+        example, shown = self.small(item, WHOLE_ZOOM_SHARE)
+        attributes = dict(zip(self.domain.attributes, shown.attributes, strict=True))
+        self.answer(example, shown, attributes, defects_of(item.sample))
+        return example
 
-    def small(self, item: Item, zoom_share: float, attributes: dict[str, float] | None) -> Example:
-        """Looked at once or, in a share of lessons, with one crop. The aim is not taught: perception gave no reason."""
+    def small(self, item: Item, zoom_share: float) -> tuple[Example, Shown]:
+        """Looked at once or, in a share of lessons, with one crop, and not answered yet. The aim is not taught:
+        perception gave no reason."""
         shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", WINDOW_ROLE))
         defects, example = defects_of(item.sample), Example()
         if self.rng.random() < zoom_share and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
             self.speller.request(example, self.spoken.first, shown)
             self.speller.say(example, prompt.spell_call(shown.spell(window.box), self.any_kind()), 0)
             self.speller.request(example, self.spoken.crop_final, window)
-            self.find(example, window, defects)
-            defects = [d for d in defects if share(d, window) < FOUND_SHARE]
+            self.find(example, window)
         else:
             self.speller.request(
                 example, self.spoken.first if self.rng.random() < 0.5 else self.spoken.first_final, shown
             )
-        self.answer(example, item.sample["score"], shown, defects, attributes)
-        return example
+        return example, shown
 
     def local(self, item: Item) -> Example:
         """A big photo damaged in places, or clean: looked at once, or probed. Its score is what was shown comes to: the
         true one knows what was not seen."""
         shown, *crops = shown_views(item)
-        defects, attributes, example = defects_of(item.sample), local_attributes(item.sample, self.domain), Example()
+        left, example = defects_of(item.sample), Example()
+        attributes = local_attributes(item.sample, self.domain)
+        all_over = left if spoilt([item.sample])[0] else None
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, self.spoken.first_final, shown)
-            self.answer(example, None, shown, defects, attributes)
+            self.answer(example, shown, attributes, all_over)
             return example
         self.speller.request(example, self.spoken.first, shown)
-        left, most = list(defects), int(self.rng.choice(PROBES[0], p=PROBES[1]))
+        most, found = int(self.rng.choice(PROBES[0], p=PROBES[1])), False
         for turn in range(most):
             crop = None
             on_damage = [c for c in crops if any(share(d, c) >= FOUND_SHARE for d in left)]
@@ -265,36 +316,30 @@ class Narrator:
             crops = [c for c in crops if c is not crop] or crops
             last = turn == most - 1
             self.speller.request(example, self.spoken.crop_final if last else self.spoken.crop, crop)
-            self.find(example, crop, defects)
+            found = self.find(example, crop) or found
             left = [d for d in left if share(d, crop) < FOUND_SHARE]
-            # Where nothing was seen, whether it goes on must not hang on what is true: else to have stopped after a
-            # clean crop would mean a clean photo, and the score would rise with any such crop.
-            seen = any(holds(d, crop.box) for d in defects)
-            if not last and (not left if seen else self.rng.random() >= LOOK_ON_SHARE):
+            # It hangs on what was shown and said alone: did it hang on what is true, to have stopped after a clean crop
+            # would mean a clean photo, and the score would rise with any such crop.
+            if not last and found and shown.strengths[turn + 1] < LOOK_ON_BAR:
                 break
-        self.answer(example, None, shown, left, attributes)
+        self.answer(example, shown, attributes, all_over)
         return example
 
     def call_suspicion(
         self, example: Example, sample: Sample, shown: Shown, crops: list[Shown], left: list[Defect], turn: int
     ) -> Shown | None:
-        """Asks for the next suspicion, named for what really is there, and returns the cached crop that comes nearest
-        to what would be shown: one that shows the same damage or, like it, none. None if there is no such crop."""
-        *corners, kind, _ = shown.suspicions[turn]
-        width, height = sample["width"], sample["height"]
-        x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
-        target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
-        view = crop_box(target, CROP, width, height)
+        """Asks for the next suspicion, and returns the cached crop that comes nearest to what would be shown: one that
+        shows the same damage or, like it, none. None if there is no such crop."""
+        target, view = shown.place(turn), crop_box(shown.place(turn), CROP, sample["width"], sample["height"])
         waiting = [d for d in left if holds(d, view) or target.iou(Box(*d.box)) >= SUSPECTED_IOU]
         if waiting:
             found = max(waiting, key=lambda d: view.iou(Box(*d.box)))
-            kind = found.kind
             fit = [c for c in crops if holds(found, c.box)]
         else:
             fit = [c for c in crops if all(overlap(Box(*d["box"]), c.box) is None for d in sample["defects"])]
         if not fit:
             return None
-        self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
+        self.speller.say(example, prompt.spell_call(shown.spell(target), shown.suspected(turn)[0]))
         return max(fit, key=lambda c: c.box.iou(view))
 
     def call_elsewhere(self, example: Example, shown: Shown, crops: list[Shown], on_damage: list[Shown]) -> Shown:
@@ -308,45 +353,58 @@ class Narrator:
         self.speller.say(example, aimed[1:], 0)
         return crop
 
-    def find(self, example: Example, crop: Shown, defects: list[Defect]) -> None:
-        """Says what a crop shows. Sometimes it says something else and untaught, because so will the model: its score
-        must not hang on its own words alone."""
-        seen = [(share(d, crop), d) for d in defects]
-        seen = [(held, d) for held, d in seen if holds(d, crop.box)]
+    def find(self, example: Example, crop: Shown) -> bool:
+        """Says what perception suspects most in a crop, as often as that is believed, and else that nothing is there;
+        how likely either is, is taught. Sometimes it says what is less likely, and untaught, because so will the model:
+        its score must not hang on its own words alone. Returns whether it said that something is there."""
+        chance, suspected = believed(crop.strengths[0]), crop.suspected()
         if self.rng.random() < MISSPOKEN_SHARE:
-            self.speller.say(example, prompt.spell_finding(None if seen else self.suspected(crop)), 0)
-            return
-        if not seen:
-            if all(overlap(Box(*d.box), crop.box) is None for d in defects):
-                self.speller.say(example, prompt.spell_finding(None))
-            else:  # an edge of a damage: neither clean nor a finding
-                self.speller.say(example, prompt.spell_finding(None), 0)
-            return
-        found = max(seen, key=lambda pair: pair[0])[1]
-        part = overlap(Box(*found.box), crop.box)
-        assert part is not None
-        self.speller.say(example, prompt.spell_finding((found.kind, DEFECT_LEVELS[found.level - 1], crop.spell(part))))
+            found = chance < 0.5
+            self.speller.say(example, prompt.spell_finding(suspected if found else None), 0)
+            return found
+        found = bool(self.rng.random() < chance)
+        other = (prompt.THINK_CLEAN, 1 - chance) if found else (suspected[0], chance)
+        self.speller.say(example, prompt.spell_finding(suspected if found else None), doubts={1: other})
+        return found
 
     def answer(
         self,
         example: Example,
-        score: float | None,
         shown: Shown,
-        defects: list[Defect],
-        attributes: dict[str, float] | None,
+        attributes: dict[str, float] | None = None,
+        defects: list[Defect] | None = None,
     ) -> None:
-        """`score`: None is what the views come to."""
-        score = judged(example) if score is None else score
+        """`defects`: None are those that are believed of the first view, `shown`, and in no crop."""
+        score = judged(example)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
-        spelled = [(d.kind, DEFECT_LEVELS[d.level - 1], shown.spell(Box(*d.box))) for d in defects]
-        self.speller.say(example, prompt.spell_defects(spelled))
-        if attributes is None:
-            self.speller.say(example, [prompt.DEFECTS_CLOSE])
+        if defects is None:
+            doubts = self.believe(example, shown)
         else:
-            self.speller.say(
-                example,
-                prompt.spell_attributes({name: score_token(attributes[name]) for name in self.domain.attributes}),
-            )
+            spelled = [(d.kind, DEFECT_LEVELS[d.level - 1], shown.spell(Box(*d.box))) for d in defects]
+            self.speller.say(example, prompt.spell_defects(spelled))
+            doubts = {}
+        said = [prompt.DEFECTS_CLOSE]
+        if attributes is not None:
+            said = prompt.spell_attributes({name: score_token(attributes[name]) for name in self.domain.attributes})
+        self.speller.say(example, said, doubts=doubts)
+
+    def believe(self, example: Example, shown: Shown) -> dict[int, tuple[str, float]]:
+        """Lists the places of a first view that no crop has shown, strongest first, until one is not believed, as often
+        as it is not. Returns the doubt about what is said next: that there are no more."""
+        self.speller.say(example, [prompt.DEFECTS_OPEN])
+        one_more = prompt.DEFECT_OPEN
+        for which, strength in enumerate(shown.strengths):
+            place = shown.place(which)
+            if any(held(place, crop) >= FOUND_SHARE for crop in example.views[1:]):
+                continue
+            chance = believed(strength)
+            if self.rng.random() >= chance:
+                return {0: (one_more, chance)}
+            said = [] if one_more == prompt.DEFECT_OPEN else [prompt.COMMA]
+            said += prompt.spell_defects([shown.suspected(which)])[1:]
+            self.speller.say(example, said, doubts={0: (prompt.DEFECTS_CLOSE, 1 - chance)})
+            one_more = prompt.COMMA
+        return {}
 
     def drill(self, item: Item, least: bool = False) -> Example:
         """Three calls and findings that only repeat what perception proposes, the score that the views come to (of a
@@ -354,17 +412,15 @@ class Narrator:
         decide: the decoder first learns to read, and later when to believe. `least`: of every view as few tokens as may
         be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
-        example, (height, width) = Example(), (shown.box.height, shown.box.width)
+        example = Example()
         self.speller.request(example, self.spoken.first, shown, least)
-        for turn, (*corners, kind, _) in enumerate(shown.suspicions):
-            x1, y1, x2, y2 = (c * side for c, side in zip(corners, (width, height) * 2, strict=True))
-            target = Box(int(x1), int(y1), math.ceil(x2), math.ceil(y2))
-            self.speller.say(example, prompt.spell_call(shown.spell(target), kind))
+        for turn, (*_, kind, _) in enumerate(shown.suspicions):
+            self.speller.say(example, prompt.spell_call(shown.spell(shown.place(turn)), kind))
             crop = crops[int(self.rng.integers(len(crops)))]
             template = self.spoken.crop if turn + 1 < len(shown.suspicions) else self.spoken.crop_final
             self.speller.request(example, template, crop, least)
-            self.speller.say(example, prompt.spell_finding(self.suspected(crop)))
-        score = shown.score if any(crop.role == WINDOW_ROLE for crop in crops) else judged(example)
+            self.speller.say(example, prompt.spell_finding(crop.suspected()))
+        score = judged(example)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         self.speller.say(example, prompt.spell_defects([]))
         attributes = zip(self.domain.attributes, shown.attributes, strict=True)
@@ -376,18 +432,16 @@ class Narrator:
         ]
         return example
 
-    def suspected(self, crop: Shown) -> tuple[str, str, list[str]]:
-        """What perception suspects most in a crop."""
-        *corners, kind, level = crop.suspicions[0]
-        return kind, DEFECT_LEVELS[level - 1], coordinate_tokens([1000 * c for c in corners])
-
     def any_kind(self) -> str:
         return str(self.rng.choice(self.domain.kinds))
 
 
 def judged(example: Example) -> float:
     """What the views of a conversation come to."""
-    return toll.judged([shown.toll for shown in example.views], example.views[0].score)
+    first, tolls = example.views[0], [shown.toll for shown in example.views]
+    if first.is_large:
+        return toll.judged(tolls, first.score)
+    return toll.judged_small(tolls, [believed(shown.strengths[0]) for shown in example.views], first.score)
 
 
 def shown_views(item: Item) -> list[Shown]:
@@ -408,8 +462,13 @@ def shown_views(item: Item) -> list[Shown]:
 
 def share(found: Defect, crop: Shown) -> float:
     """How much of a damage a crop holds, 0..1."""
-    part = overlap(Box(*found.box), crop.box)
-    return part.area / Box(*found.box).area if part else 0.0
+    return held(Box(*found.box), crop)
+
+
+def held(place: Box, crop: Shown) -> float:
+    """How much of a place a crop holds, 0..1."""
+    part = overlap(place, crop.box)
+    return part.area / place.area if part else 0.0
 
 
 def local_attributes(sample: dict[str, Any], domain: Domain = PHOTOS) -> dict[str, float]:

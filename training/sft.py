@@ -108,6 +108,16 @@ class Trainer:
         expected = logits[:, self.targets.score_ids].softmax(-1) @ self.targets.score_values
         return expected, torch.tensor([a[2] for a in at])
 
+    def wanted(self, examples: list[Example], ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """(n, vocabulary) how likely each token is to be taught at (`rows`, `cols`) of `ids`."""
+        wanted = self.targets.table[ids[rows, cols]]
+        at = {place: i for i, place in enumerate(zip(rows.tolist(), cols.tolist(), strict=True))}
+        for row, example in enumerate(examples):
+            for col, (other, chance) in example.doubts.items():
+                i = at[row, col]
+                wanted[i] = (1 - chance) * wanted[i] + chance * self.targets.table[other]
+        return wanted
+
     @torch.no_grad()
     def unless_scored(self, examples: list[Example], rows: Tensor, cols: Tensor, wanted: Tensor) -> Tensor:
         """(n, vocabulary): `wanted` of the tokens (`rows`, `cols`) that are scores of photos; of the others, how likely
@@ -133,13 +143,27 @@ class Trainer:
         error: NDArray[np.float32] = (guess - truth).abs().float().reshape(-1, 2, 4).mean(-1).numpy()
         return error
 
+    def doubt_errors(self, examples: list[Example]) -> list[float]:
+        """How far off, 0..1, the decoder is about what else might have been said, wherever that is known."""
+        doubts = [(row, col - 1, *e.doubts[col], e.tokens[col]) for row, e in enumerate(examples) for col in e.doubts]
+        if not doubts:
+            return []
+        rows, cols, others, chances, said = zip(*doubts, strict=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, _, _ = self.hidden(examples)
+            logits = self.model.lm_head(hidden[list(rows), list(cols)]).float()
+        each = torch.arange(len(doubts))
+        likely = torch.sigmoid(logits[each, list(others)] - logits[each, list(said)])
+        errors: list[float] = (likely - torch.tensor(chances)).abs().tolist()
+        return errors
+
     def loss(self, examples: list[Example]) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast("cpu", torch.bfloat16):
             hidden, ids, weights = self.hidden(examples)
             rows, cols = torch.nonzero(weights, as_tuple=True)
             logits = self.model.lm_head(hidden[rows, cols - 1]).float()
             expected, truth = self.scores(hidden, examples)
-        wanted = self.targets.table[ids[rows, cols]]
+        wanted = self.wanted(examples, ids, rows, cols)
         if self.before is not None:
             wanted = self.before.unless_scored(examples, rows, cols, wanted)
         picked = (wanted * F.log_softmax(logits, -1)).sum(1)
@@ -223,7 +247,8 @@ def ema_update(average: dict[str, Tensor], model: Nano, decay: float) -> None:
 
 @torch.inference_mode()
 def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -> dict[str, float]:
-    """On the dev split: rank correlation of rated photos' scores at one look; loss of probing conversations."""
+    """On the dev split: rank correlation of rated photos' scores at one look; of conversations over large photos the
+    loss, how far off its doubts are, and how well it reads coordinates."""
     trainer.model.eval()
     truth, guess = [], []
     for start in range(0, len(dev["rated"]), 32):
@@ -234,11 +259,14 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
             expected, _ = trainer.scores(hidden, examples)
         guess += expected.tolist()
         truth += [item.sample["score"] for item in some]
-    losses, errors = [], []
-    for start in range(0, len(dev["aimed"]), 12):
-        some = dev["aimed"][start : start + 12]
-        _, parts = trainer.loss([narrator.local(item) for item in some])
+    losses, errors, doubts = [], [], []
+    large = dev["aimed"] or dev["local"]
+    for start in range(0, len(large), 12):
+        some = large[start : start + 12]
+        told = [narrator.local(item) for item in some]
+        _, parts = trainer.loss(told)
         losses.append((parts["loss"], parts["mse"]))
+        doubts += trainer.doubt_errors(told)
         errors.append(trainer.misread([narrator.drill(item) for item in some]))
     local = np.mean(losses, 0) if losses else (math.nan, math.nan)
     misread = np.concatenate(errors).mean(0) if errors else (math.nan, math.nan)
@@ -248,6 +276,7 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
         "dev_plcc": float(pearsonr(truth, guess)[0]),
         "dev_local_loss": float(local[0]),
         "dev_local_mse": float(local[1]),
+        "dev_doubt_error": float(np.mean(doubts)) if doubts else math.nan,
         "dev_call_misread": float(misread[0]),
         "dev_finding_misread": float(misread[1]),
     }

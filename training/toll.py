@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qcheck.verdict import SCORE_MAX, SCORE_MIN
 
-WORST_SHARE: Final = 0.5  # of the worst view in what several of them cost; the rest is their mean's
+WORST_SHARE: Final = 0.75  # of the worst view in what several of them cost; the rest is their mean's
 SOFTNESS: Final = 0.3  # points, within which the worse of two alone decides
 # What is left, where places decide, of how good the photo is as a whole, against one that has nothing wrong.
 WHOLE_SHARE: Final = 0.15
@@ -50,3 +50,10 @@ def judged(tolls: Sequence[float], whole: float) -> float:
     places = overall(tolls)
     worse = -SOFTNESS * math.log(math.exp(-places / SOFTNESS) + math.exp(-whole / SOFTNESS))
     return min(max(worse + WHOLE_SHARE * (whole - CLEAN_SCORE), SCORE_MIN), SCORE_MAX)
+
+
+def judged_small(tolls: Sequence[float], beliefs: Sequence[float], whole: float) -> float:
+    """The score of a photo that is no larger than its overview: `whole`, which has seen all there is, less what it
+    lacks of its views' tolls as far as those are believed (0..1). A soft minimum would cost rated photos ranks, for
+    most of their places are no damages."""
+    return min(whole - belief * max(0.0, whole - toll) for toll, belief in zip(tolls, beliefs, strict=True))

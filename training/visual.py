@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
+from belief import BAR
 from cells import CELL_CHANNELS, SOURCES, VIEW_CHANNELS, CellEncoder, size_of
 from context import Context
 from defects import PHOTOS
@@ -51,7 +52,7 @@ LEAST_DAMAGE: Final = 1e-6  # summed probability
 PHOTO_KINDS: Final = len(PHOTOS.kinds)
 PHOTO_ATTRIBUTES: Final = len(PHOTOS.attributes)
 NUMBER_BINS: Final = 21
-STRENGTH_UNIT: Final = 1.5  # log odds
+STRENGTH_UNIT: Final = 1.0  # log odds: strengths are told apart best near those that are as likely a damage as not
 CERTAIN: Final = 8.0  # log odds, the most that are told apart
 # People rate small photos on their own scale, of which few reach the top; a large original with nothing wrong has all
 # points. In between, a photo's score rises so much with each doubling of its pixels, up to so many of them.
@@ -374,7 +375,7 @@ def described(evidence: Evidence) -> tuple[Tensor, Tensor]:
     odds = (evidence.log_odds() / CERTAIN).clamp(-1, 1)[..., None]
     own = torch.cat((kinds, damaged * levels, damaged * evidence.severity, odds), -1).flatten(0, 1)
     found = evidence.proposals
-    strength = torch.sigmoid(found.strengths / STRENGTH_UNIT)
+    strength = torch.sigmoid((found.strengths - BAR) / STRENGTH_UNIT)
     scores = torch.cat((evidence.score, evidence.toll, evidence.attributes))
     scores = ((scores - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)).clamp(0, 1)
     places = torch.cat((found.boxes, strength[:, None], found.level[:, None], found.severities), 1)
