@@ -211,17 +211,6 @@ def test_a_severity_is_what_a_defect_costs_less_its_size() -> None:
         assert samples.severity(found, 10_000_000) == pytest.approx(scores.cost(50.0, 0.5, 1.0))
 
 
-def test_an_attribute_falls_by_the_cost_of_what_spoils_it() -> None:
-    """And by nothing else; two defects of one attribute add up as they do in the score."""
-    attributes, score = script("narrator").local_attributes, script("vista_score").score
-    found = [("noise", 0.5), ("dirt", 0.2), ("color", 0.1)]
-    sample = {"defects": [{"kind": kind, "level": 1, "box": [0, 0, 9, 9], "cost": cost} for kind, cost in found]}
-    expected = dict.fromkeys(defects.PHOTOS.attributes, defects.CLEAN_SCORE)
-    expected["noise"] = score(defects.CLEAN_SCORE, [0.5, 0.2])
-    expected["color"] = score(defects.CLEAN_SCORE, [0.1])
-    assert attributes(sample) == pytest.approx(expected)
-
-
 def test_a_domain_names_what_it_can() -> None:
     for table, attributes, message in (
         ({}, ("a",), "must name a kind"),
@@ -629,6 +618,25 @@ def test_photos_damaged_all_over_are_taught_with_a_crop_and_without(pool: list[A
         assert (prompt.CALL_OPEN in said) == bool(crops[-1])
     assert 0.15 < np.mean(crops) < 0.6
     assert set(crops) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("strength", "toll", "noise"), [(SURE, 2.0, 2.0), (EVEN, 2.0, 2.75), (UNLIKELY, 2.0, 3.5), (SURE, 4.0, 3.5)]
+)
+def test_an_attribute_falls_by_a_place_that_is_believed_broken(
+    pool: list[Any], strength: float, toll: float, noise: float
+) -> None:
+    """To its toll, as far as it is believed; the others are as they are read in the first view."""
+    narration = script("narrator")
+    first, crop = narration.shown_views(pool[0])[:2]
+    first = replace(first, places=places_of("random"))
+    places = [[*place[:4], strength, *place[5:]] for place in crop.places]
+    suspicions = [(*s[:4], "noise", 2) for s in crop.suspicions]
+    crop = replace(crop, places=places, suspicions=suspicions, toll=toll, attributes=(1.0,) * 5)
+    narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(0))
+    said = narrator.attributes(narration.Example(views=[first, crop]))
+    read = dict(zip(defects.PHOTOS.attributes, ATTRIBUTES, strict=True))
+    assert said == pytest.approx(read | {"noise": noise}, abs=1e-4)
 
 
 def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:

@@ -11,14 +11,14 @@ about quality.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import toll
 import torch
 import vocabulary as words
 from belief import believed
-from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
+from defects import PHOTOS, Defect, Domain
 from nano_spec import CROP, TOKEN_PX
 from numpy.typing import NDArray
 from overviews import is_larger
@@ -26,7 +26,6 @@ from regions import Proposals
 from samples import WINDOW_ROLE, defects_of, holds, overlap, spoilt
 from stores import Item, Sample
 from tokenizers import Tokenizer
-from vista_score import score as score_after
 from visual import slots_of
 
 from qcheck import prompt
@@ -268,11 +267,9 @@ class Narrator:
         return example
 
     def whole(self, item: Item) -> Example:
-        """A photo damaged all over (or clean), small, also after a crop: its defects, all known, and its attributes, as
-        they are read in it."""
+        """A photo damaged all over (or clean), small, also after a crop: its defects are all known."""
         example, shown = self.small(item, WHOLE_ZOOM_SHARE)
-        attributes = dict(zip(self.domain.attributes, shown.attributes, strict=True))
-        self.answer(example, shown, attributes, defects_of(item.sample))
+        self.answer(example, shown, self.attributes(example), defects_of(item.sample))
         return example
 
     def small(self, item: Item, zoom_share: float) -> tuple[Example, Shown]:
@@ -296,11 +293,10 @@ class Narrator:
         true one knows what was not seen."""
         shown, *crops = shown_views(item)
         left, example = defects_of(item.sample), Example()
-        attributes = local_attributes(item.sample, self.domain)
         all_over = left if spoilt([item.sample])[0] else None
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, self.spoken.first_final, shown)
-            self.answer(example, shown, attributes, all_over)
+            self.answer(example, shown, self.attributes(example), all_over)
             return example
         self.speller.request(example, self.spoken.first, shown)
         most, found = int(self.rng.choice(PROBES[0], p=PROBES[1])), False
@@ -322,7 +318,7 @@ class Narrator:
             # would mean a clean photo, and the score would rise with any such crop.
             if not last and found and shown.strengths[turn + 1] < LOOK_ON_BAR:
                 break
-        self.answer(example, shown, attributes, all_over)
+        self.answer(example, shown, self.attributes(example), all_over)
         return example
 
     def call_suspicion(
@@ -330,7 +326,8 @@ class Narrator:
     ) -> Shown | None:
         """Asks for the next suspicion, and returns the cached crop that comes nearest to what would be shown: one that
         shows the same damage or, like it, none. None if there is no such crop."""
-        target, view = shown.place(turn), crop_box(shown.place(turn), CROP, sample["width"], sample["height"])
+        target = shown.place(turn)
+        view = crop_box(target, CROP, sample["width"], sample["height"])
         waiting = [d for d in left if holds(d, view) or target.iou(Box(*d.box)) >= SUSPECTED_IOU]
         if waiting:
             found = max(waiting, key=lambda d: view.iou(Box(*d.box)))
@@ -388,6 +385,14 @@ class Narrator:
             said = prompt.spell_attributes({name: score_token(attributes[name]) for name in self.domain.attributes})
         self.speller.say(example, said, doubts=doubts)
 
+    def attributes(self, example: Example) -> dict[str, float]:
+        """What is read of the first view, less what a place lacks that is believed broken and spoils it."""
+        read = dict(zip(self.domain.attributes, example.views[0].attributes, strict=True))
+        for shown in example.views:
+            name = self.domain.attribute_of[shown.suspected()[0]]
+            read[name] = toll.judged_small([shown.toll], [believed(shown.strengths[0])], read[name])
+        return read
+
     def believe(self, example: Example, shown: Shown) -> dict[int, tuple[str, float]]:
         """Lists the places of a first view that no crop has shown, strongest first, until one is not believed, as often
         as it is not. Returns the doubt about what is said next: that there are no more."""
@@ -407,8 +412,8 @@ class Narrator:
         return {}
 
     def drill(self, item: Item, least: bool = False) -> Example:
-        """Three calls and findings that only repeat what perception proposes, the score that the views come to (of a
-        small photo its own), and the attributes of the whole. Taught are their numbers and words, nothing of what they
+        """Three calls and findings that only repeat what perception proposes, the score that the views come to, and
+        the attributes. Taught are their numbers and words, nothing of what they
         decide: the decoder first learns to read, and later when to believe. `least`: of every view as few tokens as may
         be, which is read as well and in half the time."""
         shown, *crops = shown_views(item)
@@ -423,8 +428,8 @@ class Narrator:
         score = judged(example)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         self.speller.say(example, prompt.spell_defects([]))
-        attributes = zip(self.domain.attributes, shown.attributes, strict=True)
-        self.speller.say(example, prompt.spell_attributes({name: score_token(value) for name, value in attributes}))
+        attributes = self.attributes(example)
+        self.speller.say(example, prompt.spell_attributes({n: score_token(value) for n, value in attributes.items()}))
         taught = (*words.COORDINATE_TOKENS, *words.SCORE_TOKENS, *self.domain.kinds, *DEFECT_LEVELS)
         read = {self.speller.tokenizer.token_to_id(text) for text in taught}
         example.weights = [
@@ -469,12 +474,3 @@ def held(place: Box, crop: Shown) -> float:
     """How much of a place a crop holds, 0..1."""
     part = overlap(place, crop.box)
     return part.area / place.area if part else 0.0
-
-
-def local_attributes(sample: dict[str, Any], domain: Domain = PHOTOS) -> dict[str, float]:
-    """Each attribute of a locally broken photo: the score it would have with the defects of that attribute alone."""
-    found = defects_of(sample)
-    return {
-        name: score_after(CLEAN_SCORE, [d.cost for d in found if domain.attribute_of[d.kind] == name])
-        for name in domain.attributes
-    }
