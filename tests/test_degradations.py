@@ -32,7 +32,7 @@ def photo(height: int = 288, width: int = 320) -> Pixels:
 
 
 def test_the_bank_holds_all_of_kadid_and_more() -> None:
-    assert len(NAMES) >= KADID_COUNT + 12
+    assert len(NAMES) >= KADID_COUNT + 15
     for each in bank.BANK.values():
         assert each.kind in PHOTOS.kinds
         assert len(each.levels) == 5
@@ -61,6 +61,33 @@ def test_a_seed_fixes_the_pixels_and_the_input_stays(name: str) -> None:
     np.testing.assert_array_equal(original, before)
     assert first.dtype == np.uint8
     assert not np.array_equal(first, original)
+
+
+def test_what_spoils_a_photo_as_a_whole_is_never_done_to_a_place() -> None:
+    anywhere, in_places = (bank.chances(of_places=flag) for flag in (False, True))
+    assert set(anywhere) == set(bank.BANK)
+    assert set(anywhere) - set(in_places) == {name for name, each in bank.BANK.items() if each.everywhere}
+    assert {"too_little_light", "too_much_light", "white_balance"} == set(anywhere) - set(in_places)
+    assert set(in_places) == set(script("vista").IN_PLACES)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("too_little_light", -1), ("too_much_light", 1)])
+def test_an_exposure_is_in_stops(name: str, sign: int) -> None:
+    """Of linear light, where it is not clipped."""
+    light = kernels.LINEAR[np.full((8, 8, 3), 128, np.uint8)]
+    for level, stops in enumerate(bank.BANK[name].levels, 1):
+        found = kernels.LINEAR[bank.BANK[name](np.full((8, 8, 3), 128, np.uint8), level, 0)]
+        expected = np.minimum(light * 2.0 ** (sign * stops), 1)
+        np.testing.assert_allclose(found, expected, atol=0.005)
+
+
+def test_a_wrong_white_balance_keeps_the_luma_of_grey() -> None:
+    casts = [kernels.LINEAR[bank.BANK["white_balance"](np.full((4, 4, 3), 90, np.uint8), 3, s)] for s in range(20)]
+    rgb = np.array([one[0, 0] for one in casts])
+    np.testing.assert_allclose(rgb @ [0.2126, 0.7152, 0.0722], kernels.LINEAR[90], rtol=0.05)
+    warmer = np.log2(rgb[:, 0] / rgb[:, 2])
+    np.testing.assert_allclose(np.abs(warmer), bank.BANK["white_balance"].levels[2], atol=0.06)
+    assert {-1.0, 1.0} == set(np.sign(warmer))
 
 
 @pytest.mark.parametrize("radius", [0.5, 1.6, 2, 6.5, 11])

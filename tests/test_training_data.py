@@ -639,6 +639,42 @@ def test_an_attribute_falls_by_a_place_that_is_believed_broken(
     assert said == pytest.approx(read | {"noise": noise}, abs=1e-4)
 
 
+def test_a_view_that_wavers_is_as_strong_as_any(pool: list[Any]) -> None:
+    """And costs what such a place costs; the others come no nearer than they were, and the order stays."""
+    narration, bar, slope = script("narrator"), script("belief").BAR, -0.4
+    seen = narration.shown_views(pool[0])[0]
+    seen = replace(seen, places=places_of("near"))
+    first, found = seen.strengths[0], list[float]()
+    for seed in range(200):
+        narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed), toll_slope=slope)
+        view = narrator.wavering(seen)
+        if view is seen:
+            continue
+        found.append(view.strengths[0])
+        assert view.toll - seen.toll == pytest.approx(slope * (found[-1] - first), abs=1e-4)
+        assert view.strengths == sorted(view.strengths, reverse=True)
+        gaps, before = (np.subtract(one.strengths[0], one.strengths) for one in (view, seen))
+        assert (gaps <= before + 1e-4).all()
+        assert_allclose(np.delete(view.places, 4, 1), np.delete(seen.places, 4, 1), atol=1e-6)
+    assert 70 < len(found) < 130
+    assert min(found) < bar - 3
+    assert max(found) > bar + 3
+
+
+def test_only_places_waver_of_which_a_strength_alone_tells(pool: list[Any]) -> None:
+    """Not those of rated photos, nor of photos damaged all over, where the truth is taught; and none by default."""
+    narration, rng = script("narrator"), np.random.default_rng
+    tolls = {name: {round(shown.toll, 3) for _, e in told(pool, name) for shown in e.views} for name in KIND_OF_SAMPLE}
+    for name, before in tolls.items():
+        item = pool[KIND_OF_SAMPLE[name]]
+        kind = "aimed" if name in ("local", "clean") else name
+        now = set[float]()
+        for seed in range(20):
+            narrator = narration.Narrator(narration.Speller(tokenizer()), rng(seed), toll_slope=-0.4)
+            now |= {round(shown.toll, 3) for shown in narrator.tell(kind, item).views}
+        assert bool(now - before) == (name in ("local", "clean", "patched")), name
+
+
 def test_a_drill_repeats_what_is_proposed(pool: list[Any]) -> None:
     """And what the views come to, and its attributes. It decides nothing: its numbers and words are."""
     narration = script("narrator")

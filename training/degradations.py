@@ -23,7 +23,8 @@ OURS: Final = "set by eye: level 1 just visible at full resolution, level 5 unmi
 @dataclass(frozen=True, slots=True)
 class Degradation:
     """`levels`: the parameter of `apply` at each level, in `unit`. `kind`: which of the kinds that a model reports (see
-    defects.py) it looks like. `detail`: it changes texture and leaves the large structure alone."""
+    defects.py) it looks like. `detail`: it changes texture and leaves the large structure alone. `everywhere`: it
+    spoils a photo as a whole and never a place of it, as an exposure does."""
 
     name: str
     apply: Callable[[Pixels, float, np.random.Generator], Pixels]
@@ -32,6 +33,7 @@ class Degradation:
     source: str
     kind: str
     detail: bool = True
+    everywhere: bool = False
 
     def __call__(self, pixels: Pixels, level: int, seed: int) -> Pixels:
         if not 1 <= level <= 5:
@@ -101,9 +103,46 @@ _ALL: Final = (
     Degradation("halos", camera.halos, (0.5, 0.9, 1.5, 2.4, 3.8), "gain, wide radius", OURS, "oversharpen"),
     Degradation("dust_and_scratches", camera.dust, (2, 5, 9, 16, 28), "marks a 512 x 384 px", OURS, "dirt", False),
     Degradation("chroma_bleed", camera.chroma_bleed, (2, 4, 7, 12, 20), "px, sideways", OURS, "color"),
+    Degradation(
+        "too_little_light",
+        camera.darker,
+        (0.4, 0.8, 1.4, 2.2, 3.5),
+        "stops",
+        OURS,
+        "underexposure",
+        detail=False,
+        everywhere=True,
+    ),
+    Degradation(
+        "too_much_light",
+        camera.brighter,
+        (0.3, 0.6, 1, 1.6, 2.5),
+        "stops",
+        OURS,
+        "overexposure",
+        detail=False,
+        everywhere=True,
+    ),
+    Degradation(
+        "white_balance",
+        camera.cast,
+        (0.25, 0.5, 0.8, 1.2, 1.8),
+        "stops, of red over blue",
+        OURS,
+        "color",
+        detail=False,
+        everywhere=True,
+    ),
     # of codecs
     Degradation("double_jpeg", codecs.double_jpeg, (50, 36, 26, 17, 10), "quality, of both", OURS, "compression"),
     Degradation("webp", codecs.webp, (40, 22, 12, 5, 0), "quality", OURS, "compression"),
     Degradation("avif", codecs.avif, (40, 28, 18, 9, 1), "quality", OURS, "compression"),
 )
 BANK: Final = {degradation.name: degradation for degradation in _ALL}
+LARGE_WEIGHT: Final = 0.25  # of a degradation that is seen from afar, against one of texture
+
+
+def chances(of_places: bool) -> dict[str, float]:
+    """How often each of the bank is drawn, against the others. `of_places`: of those that can spoil one."""
+    drawn = [each for each in _ALL if not (of_places and each.everywhere)]
+    return {each.name: 1.0 if each.detail else LARGE_WEIGHT for each in drawn}

@@ -8,6 +8,7 @@ crops hold the damage and some of its normal surroundings, and many crops are cl
 about quality.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 import toll
 import torch
 import vocabulary as words
-from belief import believed
+from belief import BAR, believed
 from defects import PHOTOS, Defect, Domain
 from nano_spec import CROP, TOKEN_PX
 from numpy.typing import NDArray
@@ -57,6 +58,8 @@ ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others 
 ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
 LOOK_ON_BAR: Final = 1.0  # log odds of the next place, above which it looks on after something was found
 MISSPOKEN_SHARE: Final = 0.4  # of findings
+WAVERED_SHARE: Final = 0.5  # of views of big and of locally broken photos
+WAVERED: Final = (BAR - 3.5, BAR + 3.5)  # log odds, of the first place of such a view
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
 FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.DEFECTS_CLOSE))
 
@@ -223,10 +226,13 @@ def coordinate_tokens(coords: Sequence[float]) -> list[str]:
 class Narrator:
     """Turns cached samples into conversations, another one each time."""
 
-    def __init__(self, speller: Speller, rng: np.random.Generator, context: bool = True) -> None:
+    def __init__(
+        self, speller: Speller, rng: np.random.Generator, context: bool = True, toll_slope: float | None = None
+    ) -> None:
         """Without `context`, against the context-aware rule: every crop that is shown holds a damage, so that being
-        cropped means to be broken. For the ablation only."""
+        cropped means to be broken. For the ablation only. `toll_slope`: of the eyes' Toll; with it, views waver."""
         self.speller, self.rng, self.domain, self.context = speller, rng, speller.domain, context
+        self.toll_slope = toll_slope
         self.spoken = words.language(speller.domain)
 
     def tell(self, kind: str, item: Item) -> Example:
@@ -262,7 +268,7 @@ class Narrator:
 
     def patched(self, item: Item) -> Example:
         """A locally damaged rated photo, small: looked at once, or with one crop."""
-        example, shown = self.small(item, 0.5)
+        example, shown = self.small(item, 0.5, waver=True)
         self.answer(example, shown)
         return example
 
@@ -272,10 +278,11 @@ class Narrator:
         self.answer(example, shown, self.attributes(example), defects_of(item.sample))
         return example
 
-    def small(self, item: Item, zoom_share: float) -> tuple[Example, Shown]:
+    def small(self, item: Item, zoom_share: float, waver: bool = False) -> tuple[Example, Shown]:
         """Looked at once or, in a share of lessons, with one crop, and not answered yet. The aim is not taught:
         perception gave no reason."""
-        shown, window = (next(v for v in shown_views(item) if v.role == role) for role in ("global", WINDOW_ROLE))
+        views = [self.wavering(view) if waver else view for view in shown_views(item)]
+        shown, window = (next(v for v in views if v.role == role) for role in ("global", WINDOW_ROLE))
         defects, example = defects_of(item.sample), Example()
         if self.rng.random() < zoom_share and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
             self.speller.request(example, self.spoken.first, shown)
@@ -291,9 +298,9 @@ class Narrator:
     def local(self, item: Item) -> Example:
         """A big photo damaged in places, or clean: looked at once, or probed. Its score is what was shown comes to: the
         true one knows what was not seen."""
-        shown, *crops = shown_views(item)
         left, example = defects_of(item.sample), Example()
         all_over = left if spoilt([item.sample])[0] else None
+        shown, *crops = (view if all_over else self.wavering(view) for view in shown_views(item))
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, self.spoken.first_final, shown)
             self.answer(example, shown, self.attributes(example), all_over)
@@ -437,6 +444,17 @@ class Narrator:
         ]
         return example
 
+    def wavering(self, shown: Shown) -> Shown:
+        """A share of views with places as strong as any: the first anywhere about the bar, the others nearer to it. For
+        what is taught of a place hangs on its strength alone, and eyes are seldom in two minds about photos that they
+        were taught on."""
+        if self.toll_slope is None or self.rng.random() >= WAVERED_SHARE:
+            return shown
+        first, nearer = self.rng.uniform(*WAVERED), self.rng.uniform()
+        strengths = [first - nearer * (shown.strengths[0] - strength) for strength in shown.strengths]
+        toll = shown.toll + self.toll_slope * (first - shown.strengths[0])
+        return dataclasses.replace(shown, places=with_strengths(shown.places, strengths), toll=toll)
+
     def any_kind(self) -> str:
         return str(self.rng.choice(self.domain.kinds))
 
@@ -463,6 +481,11 @@ def shown_views(item: Item) -> list[Shown]:
         )
         for index, view in enumerate(item.sample["views"])
     ]
+
+
+def with_strengths(places: Sequence[Sequence[float]], strengths: Sequence[float]) -> list[list[float]]:
+    """Places, as regions.py gives them, of other strengths."""
+    return Proposals.of(torch.tensor(places))._replace(strengths=torch.tensor(strengths)).packed().tolist()
 
 
 def share(found: Defect, crop: Shown) -> float:

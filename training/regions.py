@@ -82,6 +82,10 @@ class Proposals(NamedTuple):
         boxes, strengths, kinds, levels, severities = places.split((4, 1, places.shape[-1] - 6 - LEVELS, LEVELS, 1), -1)
         return cls(boxes, strengths[..., 0], kinds, levels, severities)
 
+    def packed(self) -> Tensor:
+        """What `of` takes, (..., PROPOSALS, place_size)."""
+        return torch.cat((self.boxes, self.strengths[..., None], self.kinds, self.levels, self.severities), -1)
+
     @property
     def level(self) -> Tensor:
         """(PROPOSALS,) expected level, 0 (slight) to 1 (severe)."""

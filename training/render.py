@@ -32,7 +32,7 @@ from typing import Any, Final
 import numpy as np
 from cameras import KEPT_SHARE, Saving, varied
 from defects import CLEAN_SCORE, PHOTOS
-from degradations import BANK
+from degradations import BANK, chances
 from importance import image_signature
 from inject import Region, inject
 from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW
@@ -43,13 +43,14 @@ from PIL import Image
 from pixels import Pixels
 from samples import eyes_file
 from stores import SurveyStore, ViewStore
-from vista import DAMAGED_SCENES, DAMAGED_SHARE, LARGE_WEIGHT, REGIONS, SCENES, choose
+from vista import DAMAGED_SCENES, DAMAGED_SHARE, IN_PLACES, REGIONS, SCENES, choose
 from vista_score import LOSSLESS, cost, likeness, score
 from wavelets import texture_energy
 
 from qcheck import survey
 from qcheck.tiles import Box, View, ViewSpec, crop_box, normalise_table, planar, view_of, whole
 
+ANYWHERE: Final = chances(of_places=False)  # degradations
 RENDERED: Final = ("local", "whole", "rated", "patched", "aimed")
 # Rated photos at least this good (1..5) may stand for undamaged ones; below, their own defects have no box.
 GOOD_SCORE: Final = 3.3
@@ -119,11 +120,6 @@ def part_of(pixels: Pixels, least: float, rng: np.random.Generator) -> Pixels:
     return pixels[y : y + h, x : x + w]
 
 
-def any_degradation(rng: np.random.Generator) -> str:
-    """As vista.py draws them: those that are seen from afar less often."""
-    return str(choose({name: 1.0 if each.detail else LARGE_WEIGHT for name, each in BANK.items()}, rng))
-
-
 def record(regions: list[Region]) -> list[dict[str, Any]]:
     """For the index, the costliest first."""
     ordered = sorted(regions, key=lambda r: -r.cost)
@@ -173,7 +169,7 @@ def patched_pair(photo: Rated, rng: np.random.Generator) -> Iterator[Sample]:
     regions: list[Region] = []
     if rng.random() >= PATCHED_CLEAN_SHARE:
         map_ = image_signature(pixels)
-        found = inject(pixels, any_degradation(rng), int(rng.integers(1, 6)), map_, [], rng, sides=PATCH)
+        found = inject(pixels, choose(IN_PLACES, rng), int(rng.integers(1, 6)), map_, [], rng, sides=PATCH)
         regions = [found] if found else []
     known = _known(photo.split, photo.path.name, pixels, regions, photo.score)
     yield known, iter([seen(pixels, overall(pixels), GLOBAL_VIEW, "global")])
@@ -275,7 +271,7 @@ def mosaic(photos: Sequence[Rated], rng: np.random.Generator, least: int) -> tup
 def spoilt(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, list[Region]]:
     """A photo broken all over, and its one region; none where nobody would see it. Judged at 1 MP, as on a screen."""
     h, w = pixels.shape[:2]
-    name, level, seed = any_degradation(rng), int(rng.integers(1, 6)), int(rng.integers(2**31))
+    name, level, seed = choose(ANYWHERE, rng), int(rng.integers(1, 6)), int(rng.integers(2**31))
     coarse = math.exp(rng.uniform(0, math.log(COARSEST)))
     small = rescaled(pixels, max(64, int(w / coarse)), max(64, int(h / coarse)))
     broken = np.array(rescaled(BANK[name](small, level, seed), w, h))
@@ -341,7 +337,7 @@ def local_pair(
         for _ in range(choose(REGIONS, rng)):
             sides = {"sides": LARGE_REGION} if rng.random() < LARGE_SHARE else {}
             found = inject(
-                pixels, any_degradation(rng), int(rng.integers(1, 6)), map_, regions, rng, energy=energy, **sides
+                pixels, choose(IN_PLACES, rng), int(rng.integers(1, 6)), map_, regions, rng, energy=energy, **sides
             )
             regions += [found] if found else []
         regions.sort(key=lambda r: -r.cost)

@@ -286,8 +286,9 @@ def evaluate(trainer: Trainer, narrator: Narrator, dev: dict[str, list[Item]]) -
 class Config:
     """`looked`: of look.py; `eyes`, `encoder`: the checkpoints it was made with (`encoder` may be a bundle); `start`: a
     checkpoint of stage 1 to go on from, or a bundle, of which only what comes after the eyes is taken; `batch`:
-    conversations of a step, by kind of sample; `context`: see narrator.Narrator; `scores_alone`: for the rest, `start`
-    is the teacher; `before`: the looks at the same samples that it reads, if it had other eyes."""
+    conversations of a step, by kind of sample; `context`: see narrator.Narrator, and `waver`: whether views do;
+    `scores_alone`: for the rest, `start` is the teacher; `before`: the looks at the same samples that it reads, if it
+    had other eyes."""
 
     looked: Path
     eyes: Path
@@ -304,6 +305,7 @@ class Config:
         default_factory=lambda: {"rated": 24, "patched": 4, "whole": 4, "local": 4, "aimed": 12}
     )
     context: bool = True
+    waver: bool = True
     scores_alone: bool = False
     before: Path | None = None
     seed: int = 0
@@ -383,7 +385,8 @@ def teach(settings: Config) -> None:
     elif settings.start is not None:
         model.load_state_dict(checkpoint_of(settings.start, "model")["model"])
     speller = Speller(tokenizer, domain=domain)
-    narrator = Narrator(Speller(tokenizer, rng, domain), rng, settings.context)
+    slope = float(eyes.toll.slope) if settings.waver else None
+    narrator = Narrator(Speller(tokenizer, rng, domain), rng, settings.context, slope)
     targets = Targets(tokenizer)
     before = None
     if settings.scores_alone:

@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import numpy as np
 from defects import CLEAN_SCORE
-from degradations import BANK
+from degradations import BANK, chances
 from importance import Importance
 from inject import Region, inject
 from negatives import NEGATIVES, SMOOTH, texture_of
@@ -48,6 +48,7 @@ from qcheck.errors import QcheckError
 from qcheck.photo import Photo
 
 FORMAT: Final = 2
+IN_PLACES: Final = chances(of_places=True)  # degradations
 GOAL_PX: Final = 8_000_000  # pixels of an image, where its source has as many
 LEAST_PX: Final = 1_000_000  # of a source
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
@@ -60,7 +61,6 @@ DAMAGED_SHARE: Final = 0.62
 SCENES: Final = {"clean": 0.36, "bokeh": 0.22, "panned": 0.14, "low_key": 0.14, "smooth": 0.14}
 DAMAGED_SCENES: Final = {"clean": 0.76, "bokeh": 0.08, "panned": 0.04, "low_key": 0.06, "smooth": 0.06}
 REGIONS: Final = {1: 0.6, 2: 0.27, 3: 0.13}
-LARGE_WEIGHT: Final = 0.25  # of degradations that change more than texture, and may be seen from afar
 MOSAIC_SIDE: Final = 6  # tiles
 DRAWN_FOR_SMOOTH: Final = 4  # sources, of which the smoothest is taken
 
@@ -184,7 +184,7 @@ def scene(job: Job, number: int) -> tuple[Pixels, Pixels, Row]:
     if damaged:
         map_ = importance(clean)
         for _ in range(choose(REGIONS, rng)):
-            kind = choose({name: 1.0 if each.detail else LARGE_WEIGHT for name, each in BANK.items()}, rng)
+            kind = choose(IN_PLACES, rng)
             region = inject(pixels, kind, int(rng.integers(1, 6)), map_, regions, rng)
             regions += [region] if region else []
     known |= {
@@ -292,7 +292,7 @@ def build(
         "importance": importance,
         "sources": {s.path.name: hashlib.sha256(s.path.read_bytes()).hexdigest()[:16] for s in sources},
         "rated": {"count": len(rated_list), "sha256": _identity(rated_list)},
-        "bank": {name: d.levels for name, d in BANK.items()},
+        "bank": {name: BANK[name].levels for name in IN_PLACES},
     }
     text = json.dumps(plan, indent=1).encode()
     for folder in ("images", "small", "rows"):

@@ -1,4 +1,4 @@
-"""What lenses, sensors, shutters and raw converters do."""
+"""What lenses, sensors, shutters and raw converters do, and those who set them."""
 
 import math
 
@@ -11,6 +11,7 @@ from distortions.light import raised
 from distortions.spatial import KADID_AREA_PX
 
 READ_NOISE_ELECTRONS = 2.5  # of a small sensor of today; see Foi et al. (2008) for the Poisson-Gaussian model
+REC709 = np.array([0.2126, 0.7152, 0.0722])  # luma of linear light
 BAYER = ((0, 1), (1, 2))  # which channel each of 2 x 2 sites measures
 
 
@@ -128,3 +129,21 @@ def chroma_bleed(pixels: Pixels, sigma_px: float, rng: np.random.Generator) -> P
     """Colour that runs sideways over edges, the light staying sharp: narrow-band chroma, as of video."""
     grey = luma(pixels)[..., None]
     return to_u8(grey + gaussian_filter1d(pixels - grey, sigma_px, axis=1, mode="nearest"))
+
+
+def darker(pixels: Pixels, stops: float, rng: np.random.Generator) -> Pixels:
+    """Too little light: what is lost in the eight bits stays lost."""
+    return from_linear(LINEAR[pixels] / 2**stops)
+
+
+def brighter(pixels: Pixels, stops: float, rng: np.random.Generator) -> Pixels:
+    """Too much light: each channel is clipped for itself, as a sensor's is, so that bright colours turn to white."""
+    return from_linear(LINEAR[pixels] * 2**stops)
+
+
+def cast(pixels: Pixels, stops: float, rng: np.random.Generator) -> Pixels:
+    """The wrong white balance: too warm or too cold, and as much as a third of that green or magenta. White keeps its
+    luma."""
+    warm = stops if rng.random() < 0.5 else -stops
+    gains = 2 ** np.array([warm / 2, warm * rng.uniform(-1, 1) / 3, -warm / 2])
+    return from_linear(LINEAR[pixels] * (gains / (gains @ REC709)))
