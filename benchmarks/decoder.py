@@ -9,8 +9,9 @@ SmolLM2-135M (smollm2.py), in blocks of 32 at 4 bits made of the file's own (rtn
 
 - tokens a second of prefill (512 tokens) and of decoding (32 tokens after those), against llama.cpp's on its own file
 - appending a crop (256 tokens) to a conversation of 1,500, against reading all 1,756 again
-- a talk of three probes (a view of 1,000 tokens, crops of 256, 48 tokens said after each and 64 at last) with one
-  cache, against transformers' `generate` on all that was shown and said so far, as a caller does who keeps no cache
+- a talk of three probes (a view of 1,000 tokens, crops of 256, and what turns.py says after each) with one cache and
+  the grammar of a stock Qwen, as qcheck holds it, against transformers' `generate` of as many tokens on all that was
+  shown and said so far, as a caller does who keeps no cache
 
 The last line is JSON; what could not be measured is null.
 """
@@ -27,10 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 from perplexity import precisions
 from smollm2 import Missing, SmolLM2
+from turns import Turn, turns
 
 from qcheck.backends.onnxruntime import OnnxRuntime
 
-PREFILL, DECODED, TALK, CROP, VIEW, SAID, ANSWER, PROBES = 512, 32, 1500, 256, 1000, 48, 64, 3
+PREFILL, DECODED, TALK, CROP, VIEW = 512, 32, 1500, 256, 1000
+MAX_TOKENS: Final = 2304
 Embeds = NDArray[np.float32]
 PRECISION: Final = "int4, rtn, blocks of 32"
 
@@ -64,25 +67,26 @@ class Speaker:
         self.cache.rewind(length)
 
 
-def talk(speaker: Speaker) -> None:
+def talk(speaker: Speaker, said: Sequence[Turn]) -> None:
     speaker.at(0)
-    speaker.read(VIEW)
-    for _ in range(PROBES):
-        speaker.say(SAID)
-        speaker.read(CROP)
-    speaker.say(ANSWER)
+    shown, left = VIEW, 0
+    for turn in said:
+        speaker.read(left + shown)
+        for count in turn.steps:
+            speaker.read(count)
+        shown, left = CROP, turn.left
 
 
-def talk_anew(model: Any, ids: Sequence[int]) -> None:
+def talk_anew(model: Any, ids: Sequence[int], said: Sequence[Turn]) -> None:
     """The same by transformers, which reads everything again before it speaks."""
     import torch
 
     shown = VIEW
-    for said, more in [*[(SAID, CROP)] * PROBES, (ANSWER, 0)]:
-        everything = torch.tensor([ids[:shown]])
+    for turn in said:
+        everything, count = torch.tensor([ids[:shown]]), turn.tokens
         with torch.inference_mode():
-            model.generate(everything, max_new_tokens=said, min_new_tokens=said, do_sample=False, pad_token_id=0)
-        shown += said + more
+            model.generate(everything, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+        shown += count + CROP
 
 
 def llama(path: Path, threads: int) -> Any:
@@ -92,7 +96,9 @@ def llama(path: Path, threads: int) -> Any:
     except ImportError:
         print("decoder.py: no llama.cpp; pip install llama-cpp-python==0.3.36", file=sys.stderr)
         return None
-    return Llama(str(path), n_ctx=2048, n_batch=PREFILL, n_threads=threads, n_threads_batch=threads, verbose=False)
+    return Llama(
+        str(path), n_ctx=MAX_TOKENS, n_batch=PREFILL, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
 
 
 def medians(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -161,10 +167,11 @@ def main() -> int:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(args.threads)
-    ids = np.random.default_rng(0).integers(100, model.vocabulary, 2048).tolist()
+    ids = np.random.default_rng(0).integers(100, model.vocabulary, MAX_TOKENS).tolist()
+    said = turns(model.tokenizer.backend_tokenizer)
     reference = AutoModelForCausalLM.from_pretrained(model.path.parent, gguf_file=model.path.name, dtype=torch.float32)
     with model.exported() as exported:
-        backend = exported.backend(known[args.precision], 2048, args.threads)
+        backend = exported.backend(known[args.precision], MAX_TOKENS, args.threads)
         speaker = Speaker(backend, model.weights("embed_tokens"), ids)
         calls = spoken(speaker)
         other = llama(model.path, args.threads)
@@ -172,8 +179,8 @@ def main() -> int:
         found = medians(calls, args.rounds)
         found |= medians(
             {
-                "talk": lambda: seconds(lambda: talk(speaker)),
-                "talk anew": lambda: seconds(lambda: talk_anew(reference, ids)),
+                "talk": lambda: seconds(lambda: talk(speaker, said)),
+                "talk anew": lambda: seconds(lambda: talk_anew(reference, ids, said)),
             },
             min(args.rounds, 3),
         )
@@ -185,6 +192,8 @@ def main() -> int:
         "prefill_tokens_a_second": PREFILL / found["prefill"],
         "decode_tokens_a_second": DECODED / found["decode"],
         "append_vs_reprefill": found["append"] / found["reprefill"],
+        "loop_tokens_said": sum(turn.tokens for turn in said),
+        "loop_steps": sum(len(turn.steps) for turn in said),
         "loop_vs_hf_x": found["talk anew"] / found["talk"],
     }
     for part in ("prefill", "decode"):

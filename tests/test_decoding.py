@@ -52,31 +52,58 @@ class Backend:
 
 @pytest.fixture
 def speaker(speed: Any) -> Any:
-    return speed.Speaker(Backend(), np.zeros((8, 4), np.float32), [1] * 2048)
+    return speed.Speaker(Backend(), np.zeros((8, 4), np.float32), [1] * speed.MAX_TOKENS)
 
 
-def test_a_talk_reads_every_token_once(speed: Any, speaker: Any) -> None:
+@pytest.fixture
+def said(speed: Any) -> list[Any]:
+    return [speed.Turn((2, 1, 1, 9, 1), 7), speed.Turn((1, 1), 0), speed.Turn((3, 1), 4)]
+
+
+def test_a_talk_reads_every_token_once(speed: Any, speaker: Any, said: list[Any]) -> None:
     for _ in range(2):  # it begins anew
         speaker.backend.steps.clear()
-        speed.talk(speaker)
-        said = speed.PROBES * speed.SAID + speed.ANSWER
-        assert sum(speaker.backend.steps) == speed.VIEW + speed.PROBES * speed.CROP + said
-        assert speaker.backend.steps.count(1) == said
+        speed.talk(speaker, said)
+        assert speaker.backend.steps == [speed.VIEW, 2, 1, 1, 9, 1, 7 + speed.CROP, 1, 1, speed.CROP, 3, 1]
 
 
-def test_transformers_reads_all_of_it_before_it_speaks(speed: Any) -> None:
+def test_transformers_reads_all_of_it_before_it_speaks(speed: Any, said: list[Any]) -> None:
     asked: list[tuple[int, int]] = []
 
     def generate(ids: Any, max_new_tokens: int, min_new_tokens: int, **_: Any) -> None:
         assert max_new_tokens == min_new_tokens
         asked.append((ids.shape[1], max_new_tokens))
 
-    speed.talk_anew(SimpleNamespace(generate=generate), [1] * 2048)
-    turn = speed.SAID + speed.CROP
-    assert asked == [
-        *((speed.VIEW + index * turn, speed.SAID) for index in range(speed.PROBES)),
-        (speed.VIEW + speed.PROBES * turn, speed.ANSWER),
-    ]
+    speed.talk_anew(SimpleNamespace(generate=generate), [1] * speed.MAX_TOKENS, said)
+    first, second = speed.VIEW + 21 + speed.CROP, speed.VIEW + 23 + 2 * speed.CROP
+    assert asked == [(speed.VIEW, 21), (first, 2), (second, 8)]
+
+
+def test_only_choices_take_a_step() -> None:
+    """In a vocabulary of letters: what is said is all there, and the words of the protocol cost nothing."""
+    turns, vocabulary = script("turns", "benchmarks"), letters(script("turns", "benchmarks").END)
+    found = turns.turns(vocabulary)
+    for turn, text in zip(found, turns.texts(), strict=True):
+        assert turn.tokens == len(text) - len(turns.END) + 1
+    for turn, thought in zip(found, turns.THOUGHTS, strict=True):
+        steps = list(turn.steps)
+        assert steps[0] == len("<think>")
+        assert steps[1 : 1 + len(thought)] == [1] * len(thought)
+        assert len(steps) < len(thought) + 80
+    tool = len('image_zoom_in_tool", "arguments": {"bbox_2d": [')
+    assert [max(turn.steps) > tool for turn in found] == [True, True, True, False]
+
+
+def letters(end: str) -> Any:
+    """Bytes alone, and one token more."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={one: index for index, one in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([end])
+    return made
 
 
 def test_what_is_timed_is_what_it_says(speed: Any, speaker: Any) -> None:
