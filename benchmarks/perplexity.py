@@ -41,7 +41,7 @@ def precisions(model: SmolLM2) -> Iterator[tuple[str, Precision]]:
     yield "int8", PRECISIONS["int8"].decoder
     for algorithm, symmetric in (("rtn", True), ("rtn", False), ("k-quant", False), ("hqq", False)):
         how = Quantisation(algorithm, symmetric=symmetric)
-        yield f"int4, {how.described()}", decoder_of("int4", how)
+        yield f"int4, {how.described(4)}", decoder_of("int4", how)
 
 
 def surprise(backend: OnnxRuntime, table: NDArray[np.float32], tokens: Sequence[int]) -> float:

@@ -206,8 +206,10 @@ def _write_parts(checkpoint: Checkpoint, contract: Contract, settings: Settings,
     VisionTower.write(checkpoint, parts.vision, work / "vision.onnx")
     _write_embeddings(checkpoint, parts, work / "embeddings.safetensors")
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, work / TOKENIZER_FILE)
-    rounded = "as it was quantised" if checkpoint.bits else settings.quantisation.described()
-    how = f", {rounded}" if settings.precision in BITS else ""
+    how = ""
+    if settings.precision in BITS:
+        rounded = settings.quantisation.described(BITS[settings.precision])
+        how = f", {'as it was quantised' if checkpoint.bits else rounded}"
     _write(work / "MODEL_CARD.md", card_of(contract, checkpoint.directory, settings.form, how))
     decoder = _calibrated(checkpoint, contract, settings, work)
     FORMS[settings.form].write(checkpoint, decoder, work / "decoder.onnx")

@@ -24,15 +24,15 @@ BLOCKS: Final = (32, 128)
 BITS: Final[Mapping[str, int]] = {"int8": 8, "int4": 4}
 # The vision tower multiplies in float32 everywhere: its last MLPs overflow a float16, and 4 bits cost it too much.
 _STORED_IN_BYTES: Final = Blocks(Grid(8, 32), accuracy_level=1)
-# With weights rounded to the nearest, in symmetric blocks of 32.
+# With weights rounded to the nearest, in blocks of 32.
 PRECISIONS: Final = {
     "fp32": Parts(FP32, FP32, "float32"),
     "fp16": Parts(FP16, HALVES, "float16"),
     "bf16": Parts(BF16, BF16, "bfloat16"),
-    "int8": Parts(Blocks(Grid(8, 32)), _STORED_IN_BYTES, "float16"),
+    "int8": Parts(Blocks(Grid(8, 32, symmetric=False)), _STORED_IN_BYTES, "float16"),
     "int4": Parts(Blocks(Grid(4, 32)), _STORED_IN_BYTES, "float16"),
 }
-# Whether a way to round can make symmetric blocks, and others; the first is taken where nothing is said.
+# Whether a way to round can make symmetric blocks, and others; the first is taken at 4 bits where nothing is said.
 ALGORITHMS: Final[Mapping[str, tuple[bool, ...]]] = {
     "rtn": (True, False),
     "k-quant": (False,),
@@ -58,8 +58,9 @@ def refusal(precision: str, form: str, provider: Provider) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """How the decoder of an integer precision is rounded. `symmetric`: None is what the algorithm takes first;
-    `calibration`: a folder of photos, which only GPTQ looks at. Raises UsageError."""
+    """How the decoder of an integer precision is rounded. `symmetric`: None is what the algorithm takes first at 4 bits;
+    at 8, where a byte for its own 0 adds a thirtieth to a block, none is symmetric. `calibration`: a folder of photos,
+    which only GPTQ looks at. Raises UsageError."""
 
     algorithm: str = "rtn"
     block: int = BLOCKS[0]
@@ -90,16 +91,14 @@ class Quantisation:
                 f" --precision {precision}"
             )
 
-    def described(self) -> str:
-        kind = "symmetric blocks" if self._symmetric else "blocks"
+    def described(self, bits: int) -> str:
+        kind = "symmetric blocks" if self.grid(bits).symmetric else "blocks"
         return f"{self.algorithm}, {kind} of {self.block}"
 
-    @property
-    def _symmetric(self) -> bool:
-        return ALGORITHMS[self.algorithm][0] if self.symmetric is None else self.symmetric
-
     def grid(self, bits: int) -> Grid:
-        return Grid(bits, self.block, self._symmetric, fractional=self.algorithm == "hqq")
+        usual = bits < BITS["int8"] and ALGORITHMS[self.algorithm][0]
+        symmetric = usual if self.symmetric is None else self.symmetric
+        return Grid(bits, self.block, symmetric, fractional=self.algorithm == "hqq")
 
     def rounding(self, bits: int, inputs: Inputs | None) -> Rounding:
         """`inputs`: of the decoder's layers, which GPTQ needs."""

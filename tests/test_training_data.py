@@ -644,7 +644,7 @@ def test_a_view_that_wavers_is_as_strong_as_any(pool: list[Any]) -> None:
     narration, bar, slope = script("narrator"), script("belief").BAR, -0.4
     seen = narration.shown_views(pool[0])[0]
     seen = replace(seen, places=places_of("near"))
-    first, found = seen.strengths[0], list[float]()
+    first, found, read = seen.strengths[0], list[float](), list[tuple[float, ...]]()
     for seed in range(200):
         narrator = narration.Narrator(narration.Speller(tokenizer()), np.random.default_rng(seed), toll_slope=slope)
         view = narrator.wavering(seen)
@@ -656,9 +656,13 @@ def test_a_view_that_wavers_is_as_strong_as_any(pool: list[Any]) -> None:
         gaps, before = (np.subtract(one.strengths[0], one.strengths) for one in (view, seen))
         assert (gaps <= before + 1e-4).all()
         assert_allclose(np.delete(view.places, 4, 1), np.delete(seen.places, 4, 1), atol=1e-6)
-    assert 70 < len(found) < 130
+        read.append(view.attributes)
+    assert 115 < len(found) < 165
     assert min(found) < bar - 3
     assert max(found) > bar + 3
+    low, high = np.min(read, 0), np.max(read, 0)
+    assert low.shape == (len(defects.PHOTOS.attributes),)
+    assert ((low >= 1) & (low < 1.5) & (high > 4) & (high <= defects.CLEAN_SCORE)).all()
 
 
 def test_only_places_waver_of_which_a_strength_alone_tells(pool: list[Any]) -> None:

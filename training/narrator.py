@@ -19,7 +19,7 @@ import toll
 import torch
 import vocabulary as words
 from belief import BAR, believed
-from defects import PHOTOS, Defect, Domain
+from defects import CLEAN_SCORE, PHOTOS, Defect, Domain
 from nano_spec import CROP, TOKEN_PX
 from numpy.typing import NDArray
 from overviews import is_larger
@@ -58,8 +58,9 @@ ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others 
 ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
 LOOK_ON_BAR: Final = 1.0  # log odds of the next place, above which it looks on after something was found
 MISSPOKEN_SHARE: Final = 0.4  # of findings
-WAVERED_SHARE: Final = 0.5  # of views of big and of locally broken photos
+WAVERED_SHARE: Final = 0.7  # of views of big and of locally broken photos
 WAVERED: Final = (BAR - 3.5, BAR + 3.5)  # log odds, of the first place of such a view
+WAVERED_ATTRIBUTES: Final = (1.0, CLEAN_SCORE)
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
 FREE: Final = frozenset((prompt.CALL_OPEN, prompt.ANSWER_OPEN, prompt.DEFECTS_CLOSE))
 
@@ -445,15 +446,17 @@ class Narrator:
         return example
 
     def wavering(self, shown: Shown) -> Shown:
-        """A share of views with places as strong as any: the first anywhere about the bar, the others nearer to it. For
-        what is taught of a place hangs on its strength alone, and eyes are seldom in two minds about photos that they
-        were taught on."""
+        """A share of views with places as strong as any, the first anywhere about the bar, the others nearer to it, and
+        with any attributes. For what is taught of a place hangs on its strength alone and what is said of an attribute
+        on what is read, and eyes are seldom in two minds about photos that they were taught on."""
         if self.toll_slope is None or self.rng.random() >= WAVERED_SHARE:
             return shown
         first, nearer = self.rng.uniform(*WAVERED), self.rng.uniform()
         strengths = [first - nearer * (shown.strengths[0] - strength) for strength in shown.strengths]
         toll = shown.toll + self.toll_slope * (first - shown.strengths[0])
-        return dataclasses.replace(shown, places=with_strengths(shown.places, strengths), toll=toll)
+        attributes = tuple(self.rng.uniform(*WAVERED_ATTRIBUTES, len(shown.attributes)).tolist())
+        places = with_strengths(shown.places, strengths)
+        return dataclasses.replace(shown, places=places, toll=toll, attributes=attributes)
 
     def any_kind(self) -> str:
         return str(self.rng.choice(self.domain.kinds))
