@@ -58,9 +58,9 @@ def refusal(precision: str, form: str, provider: Provider) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """How the decoder of an integer precision is rounded. `symmetric`: None is what the algorithm takes first at 4 bits;
-    at 8, where a byte for its own 0 adds a thirtieth to a block, none is symmetric. `calibration`: a folder of photos,
-    which only GPTQ looks at. Raises UsageError."""
+    """How the decoder of an integer precision is rounded. `symmetric`: None is what the algorithm takes first at 4
+    bits; at 8, where a byte for its own 0 adds a thirtieth to a block, none is symmetric. `calibration`: a folder of
+    photos, which only GPTQ looks at. Raises UsageError."""
 
     algorithm: str = "rtn"
     block: int = BLOCKS[0]

@@ -481,6 +481,17 @@ def test_ways_to_round_that_do_not_fit_are_refused(tmp_path: Path, capfd: pytest
             precisions.Quantisation(**wrong)
 
 
+def test_blocks_of_8_bits_have_their_own_0_unless_it_is_said() -> None:
+    """A byte more a block; symmetric ones cost a trained model 1% of perplexity (benchmarks/README.md)."""
+    for how, symmetric in ((None, {4: True, 8: False}), (True, {4: True, 8: True}), (False, {4: False, 8: False})):
+        for bits, expected in symmetric.items():
+            given = precisions.Quantisation("rtn", symmetric=how)
+            assert given.grid(bits).symmetric == expected
+            assert given.described(bits) == f"rtn, {'symmetric ' * expected}blocks of 32"
+    for name, bits in precisions.BITS.items():
+        assert precisions.PRECISIONS[name].decoder.grid == precisions.Quantisation().grid(bits)
+
+
 def test_providers_refuse_what_they_cannot_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     served = {
         (provider, form, precision)
