@@ -58,7 +58,7 @@ ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others 
 ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
 LOOK_ON_BAR: Final = 1.0  # log odds of the next place, above which it looks on after something was found
 MISSPOKEN_SHARE: Final = 0.4  # of findings
-WAVERED_SHARE: Final = 0.7  # of views of big and of locally broken photos
+WAVERED_SHARE: Final = 0.7  # of views of big and of locally broken photos, of their places and of their attributes
 WAVERED: Final = (BAR - 3.5, BAR + 3.5)  # log odds, of the first place of such a view
 WAVERED_ATTRIBUTES: Final = (1.0, CLEAN_SCORE)
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
@@ -446,17 +446,21 @@ class Narrator:
         return example
 
     def wavering(self, shown: Shown) -> Shown:
-        """A share of views with places as strong as any, the first anywhere about the bar, the others nearer to it, and
-        with any attributes. For what is taught of a place hangs on its strength alone and what is said of an attribute
-        on what is read, and eyes are seldom in two minds about photos that they were taught on."""
-        if self.toll_slope is None or self.rng.random() >= WAVERED_SHARE:
+        """A share of views with places as strong as any, the first anywhere about the bar, the others nearer to it; and,
+        drawn apart, a share with any attributes. For what is taught of a place hangs on its strength alone and what is
+        said of an attribute on what is read, and eyes are seldom in two minds about photos that they learned from."""
+        if self.toll_slope is None:
             return shown
-        first, nearer = self.rng.uniform(*WAVERED), self.rng.uniform()
-        strengths = [first - nearer * (shown.strengths[0] - strength) for strength in shown.strengths]
-        toll = shown.toll + self.toll_slope * (first - shown.strengths[0])
-        attributes = tuple(self.rng.uniform(*WAVERED_ATTRIBUTES, len(shown.attributes)).tolist())
-        places = with_strengths(shown.places, strengths)
-        return dataclasses.replace(shown, places=places, toll=toll, attributes=attributes)
+        if self.rng.random() < WAVERED_SHARE:
+            first, nearer = self.rng.uniform(*WAVERED), self.rng.uniform()
+            strengths = [first - nearer * (shown.strengths[0] - strength) for strength in shown.strengths]
+            toll = shown.toll + self.toll_slope * (first - shown.strengths[0])
+            shown = dataclasses.replace(shown, places=with_strengths(shown.places, strengths), toll=toll)
+        # Not together with the others: strange attributes would tell that strengths are to be believed.
+        if self.rng.random() < WAVERED_SHARE:
+            attributes = self.rng.uniform(*WAVERED_ATTRIBUTES, len(shown.attributes))
+            shown = dataclasses.replace(shown, attributes=tuple(attributes.tolist()))
+        return shown
 
     def any_kind(self) -> str:
         return str(self.rng.choice(self.domain.kinds))
