@@ -482,7 +482,7 @@ def test_ways_to_round_that_do_not_fit_are_refused(tmp_path: Path, capfd: pytest
 
 
 def test_blocks_of_8_bits_have_their_own_0_unless_it_is_said() -> None:
-    """A byte more a block; symmetric ones cost a trained model 1% of perplexity (benchmarks/README.md)."""
+    """A byte more a block; with symmetric ones a trained model's perplexity is 1% worse (benchmarks/README.md)."""
     for how, symmetric in ((None, {4: True, 8: False}), (True, {4: True, 8: True}), (False, {4: False, 8: False})):
         for bits, expected in symmetric.items():
             given = precisions.Quantisation("rtn", symmetric=how)

@@ -64,11 +64,14 @@ def test_its_weights_are_those_that_transformers_reads(model: Any) -> None:
 
 
 def test_real_weights_survive_quantisation(model: Any) -> None:
-    """The file's own blocks within half a percent of float32's perplexity, int8 within one."""
+    """The file's own blocks within half a percent of float32's perplexity, int8 within one. The blocks give the same
+    logits on any text, slowly; int8 is judged on as much text as by default, for on less its ratio is by chance."""
     perplexity = script("perplexity", "benchmarks")
-    tokens = model.tokenizer(perplexity.TEXT.read_text(encoding="utf-8"))["input_ids"][:64]
-    rows = {row["precision"]: row for row in perplexity.measure(model, tokens, 2, ["fp32", "as packed", "int8"])}
-    assert rows["fp32"]["perplexity"] < 200, "with rows in the wrong order it would know no English"
-    for name, tolerance in perplexity.TOLERANCES.items():
-        assert rows[name]["ratio"] == pytest.approx(1, abs=tolerance), name
+    ids = model.tokenizer(perplexity.TEXT.read_text(encoding="utf-8"))["input_ids"]
+    rows: dict[str, Any] = {}
+    for name, count in (("as packed", 64), ("int8", 512)):
+        plain, row = perplexity.measure(model, ids[:count], 2, ["fp32", name])
+        assert plain["perplexity"] < 200, "with rows in the wrong order it would know no English"
+        assert row["ratio"] == pytest.approx(1, abs=perplexity.TOLERANCES[name]), name
+        rows |= {"fp32": plain, name: row}
     assert rows["as packed"]["mb"] < rows["int8"]["mb"] < rows["fp32"]["mb"] / 3
