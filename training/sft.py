@@ -305,7 +305,7 @@ class Config:
         default_factory=lambda: {"rated": 24, "patched": 4, "whole": 4, "local": 4, "aimed": 12}
     )
     context: bool = True
-    waver: bool = True
+    waver: bool = False
     scores_alone: bool = False
     before: Path | None = None
     seed: int = 0
