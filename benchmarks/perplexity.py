@@ -39,6 +39,8 @@ def precisions(model: SmolLM2) -> Iterator[tuple[str, Precision]]:
     yield "fp32", FP32
     yield "as packed", AsPacked(model)
     yield "int8", PRECISIONS["int8"].decoder
+    symmetric = Quantisation(symmetric=True)
+    yield f"int8, {symmetric.described(8)}", decoder_of("int8", symmetric)
     for algorithm, symmetric in (("rtn", True), ("rtn", False), ("k-quant", False), ("hqq", False)):
         how = Quantisation(algorithm, symmetric=symmetric)
         yield f"int4, {how.described(4)}", decoder_of("int4", how)

@@ -446,9 +446,10 @@ class Narrator:
         return example
 
     def wavering(self, shown: Shown) -> Shown:
-        """A share of views with places as strong as any, the first anywhere about the bar, the others nearer to it, and
-        drawn apart, a share with any attributes. For what is taught of a place hangs on its strength alone and what is
-        said of an attribute on what is read, and eyes are seldom in two minds about photos they learned from."""
+        """A share of views with places as strong as any, the first anywhere about the bar, the others nearer to it,
+        and, drawn apart, a share with any attributes. For what is taught of a place hangs on its strength alone and
+        what is said of an attribute on what is read, and eyes are seldom in two minds about photos they learned from.
+        """
         if self.toll_slope is None:
             return shown
         if self.rng.random() < WAVERED_SHARE:

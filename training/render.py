@@ -69,6 +69,7 @@ WHOLE_OF_RATED: Final = 0.3
 # How often a degradation of light or colour as a whole is drawn for such a photo, against one of the others: clean
 # photos have all sorts of light, so that it takes more lessons to tell.
 EVERYWHERE_WEIGHT: Final = 5.0
+WHOLE_CHANCES: Final = {name: EVERYWHERE_WEIGHT if each.everywhere else 1.0 for name, each in BANK.items()}
 LEVEL_DROP: Final = 0.72  # points that an attribute loses with each level of what spoils all of a photo
 WHOLE_IMPORTANCE: Final = 0.5
 # Of broken scenes, those that are bad all over, and how coarsely at most: broken at a part of their size and enlarged
@@ -200,9 +201,9 @@ def whole_sample(split: Split, name: str, clean: Pixels, base: float, rng: np.ra
     scale = min(1.0, math.sqrt(area / (w * h)))
     pixels = original = np.ascontiguousarray(rescaled(part, max(64, int(w * scale)), max(64, int(h * scale))))
     attributes, defects = dict.fromkeys(PHOTOS.attributes, CLEAN_SCORE), list[dict[str, Any]]()
-    weights = np.array([EVERYWHERE_WEIGHT if each.everywhere else 1.0 for each in BANK.values()])
+    weights = np.array(list(WHOLE_CHANCES.values()))
     count = rng.choice((0, 1, 2), p=(0.15, 0.6, 0.25))
-    for degradation in rng.choice(list(BANK), size=count, replace=False, p=weights / weights.sum()):
+    for degradation in rng.choice(list(WHOLE_CHANCES), size=count, replace=False, p=weights / weights.sum()):
         level, kind = int(rng.integers(1, 6)), BANK[degradation].kind
         before = pixels
         pixels = BANK[degradation](pixels, level, int(rng.integers(2**31)))
