@@ -58,7 +58,8 @@ ON_POLICY_SHARE: Final = 0.7  # of crops: where perception suspects; the others 
 ON_DEFECT_SHARE: Final = 0.4  # of those others, where one waits
 LOOK_ON_BAR: Final = 1.0  # log odds of the next place, above which it looks on after something was found
 MISSPOKEN_SHARE: Final = 0.4  # of findings
-WAVERED_SHARE: Final = 0.7  # of views of big and of locally broken photos, of their places and of their attributes
+WAVERING_SHARE: Final = 0.5  # of conversations; the rest show what photos are like
+WAVERED_SHARE: Final = 0.7  # of the views of such a conversation, of their places and of their attributes
 WAVERED: Final = (BAR - 3.5, BAR + 3.5)  # log odds, of the first place of such a view
 WAVERED_ATTRIBUTES: Final = (1.0, CLEAN_SCORE)
 PROBES: Final = ((1, 2, 3), (0.15, 0.15, 0.7))
@@ -269,20 +270,20 @@ class Narrator:
 
     def patched(self, item: Item) -> Example:
         """A locally damaged rated photo, small: looked at once, or with one crop."""
-        example, shown = self.small(item, 0.5, waver=True)
+        example, shown = self.small(item, 0.5)
         self.answer(example, shown)
         return example
 
     def whole(self, item: Item) -> Example:
         """A photo damaged all over (or clean), small, also after a crop: its defects are all known."""
-        example, shown = self.small(item, WHOLE_ZOOM_SHARE)
+        example, shown = self.small(item, WHOLE_ZOOM_SHARE, all_over=True)
         self.answer(example, shown, self.attributes(example), defects_of(item.sample))
         return example
 
-    def small(self, item: Item, zoom_share: float, waver: bool = False) -> tuple[Example, Shown]:
+    def small(self, item: Item, zoom_share: float, all_over: bool = False) -> tuple[Example, Shown]:
         """Looked at once or, in a share of lessons, with one crop, and not answered yet. The aim is not taught:
         perception gave no reason."""
-        views = [self.wavering(view) if waver else view for view in shown_views(item)]
+        views = self.wavering(shown_views(item), all_over)
         shown, window = (next(v for v in views if v.role == role) for role in ("global", WINDOW_ROLE))
         defects, example = defects_of(item.sample), Example()
         if self.rng.random() < zoom_share and (self.context or any(share(d, window) >= FOUND_SHARE for d in defects)):
@@ -301,7 +302,7 @@ class Narrator:
         true one knows what was not seen."""
         left, example = defects_of(item.sample), Example()
         all_over = left if spoilt([item.sample])[0] else None
-        shown, *crops = (view if all_over else self.wavering(view) for view in shown_views(item))
+        shown, *crops = self.wavering(shown_views(item), all_over=all_over is not None)
         if self.rng.random() < SINGLE_PASS_SHARE:
             self.speller.request(example, self.spoken.first_final, shown)
             self.answer(example, shown, self.attributes(example), all_over)
@@ -421,9 +422,9 @@ class Narrator:
 
     def drill(self, item: Item, least: bool = False) -> Example:
         """Three calls and findings that only repeat what perception proposes, the score that the views come to, and
-        the attributes. Taught are their numbers and words, nothing of what they
-        decide: the decoder first learns to read, and later when to believe. `least`: of every view as few tokens as may
-        be, which is read as well and in half the time."""
+        the attributes. Taught are their numbers and words, and of what they decide only how likely each finding is, for
+        its kind cannot be taught without. `least`: of every view as few tokens as may be, which is read as well and in
+        half the time."""
         shown, *crops = shown_views(item)
         example = Example()
         self.speller.request(example, self.spoken.first, shown, least)
@@ -432,7 +433,8 @@ class Narrator:
             crop = crops[int(self.rng.integers(len(crops)))]
             template = self.spoken.crop if turn + 1 < len(shown.suspicions) else self.spoken.crop_final
             self.speller.request(example, template, crop, least)
-            self.speller.say(example, prompt.spell_finding(crop.suspected()))
+            doubts = {1: (prompt.THINK_CLEAN, 1 - believed(crop.strengths[0]))}
+            self.speller.say(example, prompt.spell_finding(crop.suspected()), doubts=doubts)
         score = judged(example)
         self.speller.say(example, [prompt.ANSWER_OPEN, score_token(score)], score=score)
         self.speller.say(example, prompt.spell_defects([]))
@@ -445,17 +447,24 @@ class Narrator:
         ]
         return example
 
-    def wavering(self, shown: Shown) -> Shown:
-        """A share of views with places as strong as any, the first anywhere about the bar, the others nearer to it,
-        and, drawn apart, a share with any attributes. For what is taught of a place hangs on its strength alone and
-        what is said of an attribute on what is read, and eyes are seldom in two minds about photos they learned from.
-        """
-        if self.toll_slope is None:
-            return shown
-        if self.rng.random() < WAVERED_SHARE:
+    def wavering(self, views: list[Shown], all_over: bool) -> list[Shown]:
+        """The views of a conversation, as they are or, in a share of conversations, as they might be. `all_over`: of a
+        photo whose defects are told as they are known, so that the first view's places stay what they are. Nothing
+        else does: were views as they are a sign of a broken photo, strengths would not be read after one."""
+        slope = self.toll_slope
+        if slope is None or self.rng.random() >= WAVERING_SHARE:
+            return views
+        return [self.wavered(view, None if all_over and index == 0 else slope) for index, view in enumerate(views)]
+
+    def wavered(self, shown: Shown, toll_slope: float | None) -> Shown:
+        """In a share of views, places are as strong as any, the first anywhere about the bar, the others nearer to it
+        (without a slope, none are); and, drawn apart, in a share attributes are any. For what is taught of a place
+        hangs on its strength alone and what is said of an attribute on what is read, and eyes are seldom in two minds
+        about photos they learned from."""
+        if toll_slope is not None and self.rng.random() < WAVERED_SHARE:
             first, nearer = self.rng.uniform(*WAVERED), self.rng.uniform()
             strengths = [first - nearer * (shown.strengths[0] - strength) for strength in shown.strengths]
-            toll = shown.toll + self.toll_slope * (first - shown.strengths[0])
+            toll = shown.toll + toll_slope * (first - shown.strengths[0])
             shown = dataclasses.replace(shown, places=with_strengths(shown.places, strengths), toll=toll)
         # Not together with the others: strange attributes would tell that strengths are to be believed.
         if self.rng.random() < WAVERED_SHARE:
