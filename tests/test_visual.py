@@ -54,7 +54,8 @@ def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
     many = views((8, 12), (4, 4), (8, 12), (2, 2), (12, 8), (4, 4))
     known = wholes(len(many))
     for view, seen, evidence in zip(many, known, visual.perceived(eyes, many, known), strict=True):
-        alone = eyes(view[None], eyes.judged(seen[None]))
+        said = eyes.attributes(seen[None, : visual.SEEN_CHANNELS])
+        alone = eyes(view[None], eyes.judged(seen[None], said), eyes.attributes(visual.summary(view[None])))
         assert evidence.kinds.shape == (view.shape[0] // 2, view.shape[1] // 2, 1 + len(KINDS))
         assert evidence.severity.shape == (*evidence.kinds.shape[:2], 1)
         for part, other in zip(evidence, alone, strict=True):
@@ -65,9 +66,9 @@ def test_views_of_all_sizes_together_equal_each_alone(eyes: Any) -> None:
 def test_one_look_at_a_token_does_not_depend_on_its_place(eyes: Any) -> None:
     """What knew the place or the neighbours of a token learned photos by heart."""
     (view,) = views((8, 12))
-    seen = eyes.judged(torch.stack(wholes(1)))
-    odds = eyes(view[None], seen).log_odds()[0]
-    turned = eyes(view.flip(0)[None], seen).log_odds()[0]
+    known = torch.full((1, 1), 3.0), torch.full((1, len(defects.PHOTOS.attributes)), 3.0)
+    odds = eyes(view[None], *known).log_odds()[0]
+    turned = eyes(view.flip(0)[None], *known).log_odds()[0]
     assert_allclose(turned, odds.flip(0), atol=1e-4)
     assert np.ptp(odds.numpy()) > 1e-3
 
@@ -469,14 +470,28 @@ def test_a_photo_may_score_more_the_larger_it_is(eyes: Any) -> None:
     """By so much with each doubling of its pixels, up to so many of them, and never beyond the scale."""
     eyes.quality.ridge.bias.fill_(0.2)
     (whole,) = wholes(1)
+    spotless = torch.full((1, len(defects.PHOTOS.attributes)), 5.0)
     scores = []
     for count in (1.0, 256.0, 512.0, 16 * 256.0, 900 * 256.0):  # cells of 32 px: of 512 x 512 are 256
         whole[-1] = visual.doublings(torch.tensor(count))
-        scores.append(float(eyes.judged(whole[None])))
+        scores.append(float(eyes.judged(whole[None], spotless)))
     own = float(eyes.quality(whole[None, :-1]))
     assert scores == pytest.approx([own, own, own + 0.3, own + 1.2, own + 1.2], abs=1e-4)
     eyes.quality.ridge.bias.fill_(9.0)
-    assert float(eyes.judged(whole[None])) == 5
+    assert float(eyes.judged(whole[None], spotless)) == 5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("worst", "score"), [(1.0, 2.2), (2.5, 2.8), (3.0, 3.0), (4.9, 3.0)])
+def test_a_photo_falls_towards_its_worst_attribute(worst: float, score: float) -> None:
+    """And keeps what its size lends it. What is better than the rest of a photo lifts nothing."""
+    eyes = visual.Perception().eval()
+    eyes.quality.ridge.bias.fill_((3.0 - script("nano_spec").SCORE_CENTRE) / visual.RIDGE_SHARE)
+    whole, attributes = torch.zeros(1, visual.WHOLE_CHANNELS), torch.full((1, 5), 4.9)
+    attributes[0, 3] = worst
+    assert float(eyes.judged(whole, attributes)) == pytest.approx(score, abs=1e-5)
+    whole[0, -1] = 2.0
+    assert float(eyes.judged(whole, attributes)) == pytest.approx(score + 2 * visual.LENIENCE, abs=1e-5)
 
 
 def test_blind_eyes_do_not_see_the_survey(tmp_path: Path) -> None:

@@ -66,10 +66,10 @@ ALIKE: Final = 4  # times as many photos as a mosaic takes: those of the nearest
 RATED_MOSAIC_SHARE: Final = 0.4
 RATED_MOSAIC_SPREAD: Final = 0.25  # most, of the scores in one, standard deviation
 WHOLE_OF_RATED: Final = 0.3
-# How often a degradation of light or colour as a whole is drawn for such a photo, against one of the others: clean
-# photos have all sorts of light, so that it takes more lessons to tell.
-EVERYWHERE_WEIGHT: Final = 5.0
-WHOLE_CHANCES: Final = {name: EVERYWHERE_WEIGHT if each.everywhere else 1.0 for name, each in BANK.items()}
+# How often a degradation of tone or colour is drawn for such a photo, against one of detail: clean photos have all
+# sorts of light, so that it takes more lessons to tell.
+TONE_WEIGHT: Final = 5.0
+WHOLE_CHANCES: Final = {name: 1.0 if each.detail else TONE_WEIGHT for name, each in BANK.items()}
 LEVEL_DROP: Final = 0.72  # points that an attribute loses with each level of what spoils all of a photo
 WHOLE_IMPORTANCE: Final = 0.5
 # Of broken scenes, those that are bad all over, and how coarsely at most: broken at a part of their size and enlarged

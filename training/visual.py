@@ -58,6 +58,9 @@ CERTAIN: Final = 8.0  # log odds, the most that are told apart
 # points. In between, a photo's score rises so much with each doubling of its pixels, up to so many of them.
 LENIENCE: Final = 0.3
 LENIENT: Final = 4.0
+# Of what people's scale gives a photo above its worst attribute, so much is not believed: rated photos hold few of the
+# lights, colours and codecs that attributes were taught with. README.md has the figures.
+WORST_ATTRIBUTE_SHARE: Final = 0.4
 # Numbers that are dealt out over the tokens: each proposal's box, strength, level and severity, the score of the photo,
 # and the toll and the attributes of the view.
 PROPOSAL_NUMBERS: Final = 7
@@ -265,8 +268,8 @@ def summary(cells: Tensor) -> Tensor:
 
 
 class Perception(nn.Module):
-    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS), and the scores of their photos as a whole,
-    (views, 1) as of `judged` -> their Evidence."""
+    """Cells of views of one size, (views, rows, cols, CELL_CHANNELS), the scores of their photos as a whole, (views, 1)
+    as of `judged`, and what `attributes` reads of each view's `summary` -> their Evidence."""
 
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
@@ -275,12 +278,13 @@ class Perception(nn.Module):
         self.quality, self.toll = Quality(), Toll()
         self.attributes = Quality.of_attributes(attributes)
 
-    def judged(self, wholes: Tensor) -> Tensor:
-        """What photos are, (photos, WHOLE_CHANNELS): as of `summary_of`, and their `doublings` -> (photos, 1): what
-        each would score if no single place of it were bad."""
+    def judged(self, wholes: Tensor, attributes: Tensor) -> Tensor:
+        """What photos are, (photos, WHOLE_CHANNELS): as of `summary_of`, and their `doublings`; and the `attributes` of
+        their overviews, (photos, attributes) -> (photos, 1): what each scores if no single place of it is bad."""
         summaries, size = wholes[:, :SUMMARY_CHANNELS], wholes[:, SUMMARY_CHANNELS:]
-        score: Tensor = self.quality(summaries) + LENIENCE * size.clamp(max=LENIENT)
-        return score.clamp(SCORE_MIN, SCORE_MAX)
+        people: Tensor = self.quality(summaries)
+        people = people - WORST_ATTRIBUTE_SHARE * (people - attributes.amin(1, keepdim=True)).clamp(min=0)
+        return (people + LENIENCE * size.clamp(max=LENIENT)).clamp(SCORE_MIN, SCORE_MAX)
 
     def around(self, cells: Tensor) -> Tensor:
         """What Context reads of each token."""
@@ -308,21 +312,23 @@ class Perception(nn.Module):
         parts = (log_odds(kinds), each, kinds, severity, inputs.relative, inputs.size[:, 0, 0])
         return [Maps(*(part[view] for part in parts)) for view in range(kinds.shape[0])]
 
-    def forward(self, cells: Tensor, judged: Tensor) -> Evidence:
+    def forward(self, cells: Tensor, judged: Tensor, attributes: Tensor) -> Evidence:
         inputs, opinions, kinds, levels, severity = self._tokens(cells)
         maps = self._maps(inputs, opinions, kinds, severity)
         kinds, levels, severity = told(kinds, levels, severity)
         places = torch.stack([self.regions(view) for view in maps])
-        return Evidence(kinds, levels, severity, judged, self.toll(places), self.attributes(summary(cells)), places)
+        return Evidence(kinds, levels, severity, judged, self.toll(places), attributes, places)
 
 
 def perceived(perception: Perception, views: Sequence[Tensor], wholes: Sequence[Tensor]) -> list[Evidence]:
     """`perception` of every view, (rows, cols, CELL_CHANNELS), and what its photo is as a whole, (WHOLE_CHANNELS,), in
     order; those of one size go together."""
     out: dict[int, Evidence] = {}
-    judged = perception.judged(torch.stack(list(wholes)))
+    photos = torch.stack(list(wholes))
+    judged = perception.judged(photos, perception.attributes(photos[:, :SEEN_CHANNELS]))
     for members in by_size(views):
-        evidence = perception(torch.stack([views[i] for i in members]), judged[members])
+        cells = torch.stack([views[i] for i in members])
+        evidence = perception(cells, judged[members], perception.attributes(summary(cells)))
         for at, index in enumerate(members):
             out[index] = Evidence(*(part[at] for part in evidence))
     return [out[index] for index in range(len(views))]
@@ -423,8 +429,10 @@ class NanoVisual(nn.Module):
         cells = self.encoder(pixels, survey)
         size = doublings(torch.ones_like(survey[..., 0]).sum((1, 2)))
         whole = torch.cat((summary_of(cells, self.glance(glanced)), size[:, None]), 1)
-        judged = torch.where(known > 0, known, eyes.judged(whole))
-        return Evidence(*(part[0] for part in eyes(cells, judged))), judged
+        # Read once: where this view tells what the photo is, it is the photo's overview.
+        attributes = eyes.attributes(summary(cells))
+        judged = torch.where(known > 0, known, eyes.judged(whole, attributes))
+        return Evidence(*(part[0] for part in eyes(cells, judged, attributes))), judged
 
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, *, surveys: Sequence[Tensor], known: Tensor, **_: Any
