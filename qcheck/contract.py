@@ -2,8 +2,8 @@
 
 Unknown keys are refused: a key that this version does not understand could change what the numbers mean. A key that
 came after the first bundles has a default here, and its absence means what every bundle meant before there was that
-key: pixels in one plane a channel, a float32 cache, a model that does not think aloud, a spread reported as it is, a
-photo that is judged by its global view.
+key: pixels in one plane a channel, a float32 cache, a model that does not think aloud, a spread reported as it is,
+any score drawn in sampled runs, a photo that is judged by its global view.
 """
 
 import dataclasses
@@ -154,6 +154,8 @@ class Contract:
     # What the spread of the score tokens is multiplied by to become a verdict's score_std, so that it is as wide as the
     # errors are (training/calibrate.py).
     score_std_scale: float = 1.0
+    # A sampled run draws its score from the likeliest score tokens alone, whose probabilities come to so much.
+    rollout_top_p: float = 1.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -192,6 +194,7 @@ class Contract:
         sizes = (decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.hidden, decoder.max_tokens)
         _expect(min(sizes) > 0, "decoder", "positive sizes")
         _expect(0 < self.score_std_scale < math.inf, "score_std_scale", "a positive finite number")
+        _expect(0 < self.rollout_top_p <= 1, "rollout_top_p", "more than 0 and at most 1")
         self._check_patches()
         self._check_language()
 

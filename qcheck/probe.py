@@ -21,6 +21,8 @@ MOST_PROBES: Final = 64
 MOST_ROLLOUTS: Final = 64
 ROLLOUT_TEMPERATURE: Final = 0.9  # that of the papers' training
 ROLLOUT_SEED: Final = 2601
+# Multiples of the golden ratio lie evenly between whole numbers, however many there are (Weyl 1916).
+EVENLY: Final = (math.sqrt(5) - 1) / 2
 # Two reports of one kind are one defect if they overlap this much, or if one lies this much inside the other.
 SAME_IOU: Final = 0.3
 SAME_INSIDE: Final = 0.6
@@ -62,9 +64,16 @@ class Prober:
         """One photo's verdict. `decode_ms`: what opening it took, for the budget and the record. Raises EngineError."""
         session = _Session(self.engine, self.aim, photo, limits, decode_ms)
         answer, notes = session.converse(None)
-        draws = (Sampler(ROLLOUT_TEMPERATURE, ROLLOUT_SEED + number) for number in range(limits.rollouts))
-        scores = tuple(session.converse(sampler)[0].score for sampler in draws)
+        # What each run says, which it drew: that is what reinforcement rewards, and it tells what the model doubts.
+        scores = tuple(session.converse(self._sampler(number))[0].said for number in range(limits.rollouts))
         return session.verdict(answer, notes, Rollouts(scores) if scores else None)
+
+    def _sampler(self, number: int) -> Sampler:
+        """Of a rollout. Where a score is one token, it is drawn evenly over the rollouts, the first in the middle;
+        where it is spelled, the first digit that is drawn need not be one of the score."""
+        whole_numbers = bool(self.engine.contract.language.score_tokens)
+        quantile = (0.5 + number * EVENLY) % 1 if whole_numbers else None
+        return Sampler(ROLLOUT_TEMPERATURE, ROLLOUT_SEED + number, quantile, self.engine.contract.rollout_top_p)
 
     def sample(self, photo: Photo, limits: Limits, samplers: Iterable[Sampler]) -> list[Verdict]:
         """One sampled verdict for each sampler; the global view is shown once. Raises EngineError."""

@@ -82,8 +82,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """`score`: the expected value, of a deviation of `score_std`; `said`: the score that was written, likeliest or
+    drawn."""
+
     score: float
     score_std: float
+    said: float
     defects: tuple[Sighting, ...]  # about the global view
     attributes: dict[str, float]
 
@@ -123,10 +127,11 @@ class _Reader:
             numbers.append(float(self.take().text))
         return tuple(numbers)
 
-    def score(self) -> tuple[float, float]:
-        expected = self.take().expected
-        assert expected is not None, "a score token without its read-out"
-        return expected
+    def score(self) -> tuple[float, float, float]:
+        """Its mean, its deviation, and what was written."""
+        token = self.take()
+        assert token.expected is not None, "a score token without its read-out"
+        return *token.expected, float(token.text)
 
 
 def parse_turn(said: Sequence[Said], attributes: Sequence[str]) -> Turn:
@@ -161,7 +166,7 @@ def _finding(reader: _Reader) -> Sighting | None:
 
 def _answer(reader: _Reader, attributes: Sequence[str]) -> Answer:
     reader.take(ANSWER_OPEN)
-    score, score_std = reader.score()
+    score = reader.score()
     reader.take(DEFECTS_OPEN)
     defects: list[Sighting] = []
     while reader.sees(DEFECT_OPEN) or reader.sees(COMMA):
@@ -183,7 +188,7 @@ def _answer(reader: _Reader, attributes: Sequence[str]) -> Answer:
         reader.take(attribute_chunk(name))
         values[name] = reader.score()[0]
     reader.take(ANSWER_CLOSE)
-    return Answer(score, score_std, tuple(defects), values)
+    return Answer(*score, tuple(defects), values)
 
 
 # The same words the other way round: what training spells.

@@ -107,6 +107,8 @@ def test_what_does_not_belong_is_named(edit: Edit, words: list[str]) -> None:
         (lambda d: d["decoder"].update(layers=0), ["decoder", "positive"]),
         (lambda d: d.update(score_std_scale=0), ["score_std_scale", "a positive finite number"]),
         (lambda d: d.update(score_std_scale=math.inf), ["score_std_scale", "a positive finite number"]),
+        (lambda d: d.update(rollout_top_p=0), ["rollout_top_p", "more than 0 and at most 1"]),
+        (lambda d: d.update(rollout_top_p=1.5), ["rollout_top_p", "more than 0 and at most 1"]),
         (lambda d: d["language"].update(crop="no picture"), ["language.crop", "exactly one {image}"]),
         (lambda d: d["language"].update(score_tokens=["1.0", "five"]), ["language.score_tokens", "finite numbers"]),
         (lambda d: d["language"].update(coordinate_tokens=[]), ["language.coordinate_tokens"]),

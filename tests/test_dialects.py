@@ -163,7 +163,7 @@ def test_an_answer_is_read() -> None:
     # Without attributes, and without defects.
     plain = '<think>ok</think><answer>{"score": 5.00, "defects": []}</answer><|im_end|>'
     matcher = Grammar(contract_of("qwen-chat", attributes=False), tokenizer()).matcher(after_crop=False, may_call=True)
-    assert read("qwen-chat", spell(matcher, plain), attributes=False).move == Answer(5.0, 0.0, (), {})
+    assert read("qwen-chat", spell(matcher, plain), attributes=False).move == Answer(5.0, 0.0, 5.0, (), {})
 
 
 @pytest.mark.parametrize("text", ["5.01", "0.99", "6.00", "3.4", "3.421", "3", " 3.42", "-3.42", "3,42"])

@@ -19,7 +19,7 @@ from oracle import assert_same
 
 from qcheck import prompt
 from qcheck.contract import GLANCED, KNOWN, PIXELS, SURVEY
-from qcheck.engine import Conversation, Engine, Token
+from qcheck.engine import Conversation, Engine, Sampler, Token
 from qcheck.errors import EngineError, UsageError
 from qcheck.rope import image_positions, text_positions
 from qcheck.tiles import Box, View
@@ -334,3 +334,42 @@ def test_a_plan_is_followed_to_the_word() -> None:
     talk = engine.conversation()
     talk.show("first_final", PHOTO, GLOBAL)
     assert texts(say(talk, may_call=False)) == plan(0, "first_final")
+
+
+# Drawn numbers
+
+VALUES = np.array([4.0, 1.0, 3.0, 2.0])  # as tokens lie, not as numbers do
+LOGITS = np.log([0.4, 0.1, 0.3, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("quantile", "value"), [(0.0, 1.0), (0.09, 1.0), (0.11, 2.0), (0.31, 3.0), (0.59, 3.0), (0.61, 4.0), (0.999, 4.0)]
+)
+def test_a_quantile_is_one_of_the_numbers_in_their_order(quantile: float, value: float) -> None:
+    assert VALUES[Sampler(1.0, 0, quantile).number(LOGITS, VALUES)] == value
+
+
+def test_only_the_first_number_of_a_run_is_a_quantile() -> None:
+    sampler = Sampler(1.0, 0, 0.05)
+    drawn = [VALUES[sampler.number(LOGITS, VALUES)] for _ in range(2000)]
+    assert drawn[0] == 1.0
+    assert np.mean(drawn) == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "left"),
+    [(0.3, {4.0}), (0.4001, {3.0, 4.0}), (0.69, {3.0, 4.0}), (0.71, {2.0, 3.0, 4.0}), (1.0, {1, 2, 3, 4})],
+)
+def test_numbers_are_drawn_from_the_likeliest_alone(top_p: float, left: set[float]) -> None:
+    sampler = Sampler(1.0, 3, None, top_p)
+    drawn = [float(VALUES[sampler.number(LOGITS, VALUES)]) for _ in range(500)]
+    assert set(drawn) == left
+    if left == {3.0, 4.0}:
+        assert np.mean(drawn) == pytest.approx(25 / 7, abs=0.1)
+
+
+def test_heat_makes_numbers_alike() -> None:
+    draws = [
+        [VALUES[Sampler(heat, 0, at).number(LOGITS, VALUES)] for at in (0.2, 0.4, 0.6, 0.8)] for heat in (1e9, 1e-9)
+    ]
+    assert draws == [[1.0, 2.0, 3.0, 4.0], [4.0] * 4]

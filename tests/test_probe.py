@@ -142,6 +142,18 @@ def test_rollouts_are_the_same_every_time() -> None:
     assert more.scores[:5] == one.scores
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_a_rollout_tells_the_score_that_it_drew(top_p: float) -> None:
+    """Evenly: of 5 runs over a flat distribution one in each fifth, so that few of them tell how wide it is."""
+    flat = lambda *_: [prompt.ANSWER_OPEN, {f"{n / 10:.1f}": 40.0 for n in range(10, 51)}, *spelled_answer()[2:]]  # noqa: E731
+    engine, _ = fake_engine(flat, plain_contract(rollout_top_p=top_p))
+    rollouts = Prober(engine).judge(photo(), Limits(0, rollouts=5)).rollouts
+    assert rollouts is not None
+    assert all(score == round(score, 1) for score in rollouts.scores), "an expected value, which nobody said"
+    assert len(set(rollouts.scores)) == 5
+    assert np.std(rollouts.scores) == pytest.approx(top_p * 4.1 / math.sqrt(12), rel=0.1)
+
+
 def test_too_many_rollouts_and_a_budget_are_refused() -> None:
     for limits, message in (({"rollouts": 65}, "must be 0 to 64"), ({"rollouts": 2, "budget_ms": 9.0}, "exclude")):
         with pytest.raises(UsageError, match=message):

@@ -10,6 +10,10 @@ from nano_spec import CROP, CROP_VIEW, GLOBAL_VIEW, OVERVIEW
 
 from qcheck.contract import FORMAT, Contract, DecoderSpec, FileEntry, PixelSpec
 
+# A score's tokens are taught to be as wide as people's scores are (a deviation of .4), and a judge who says another
+# score each time is of no use: the likeliest are drawn from that come to so much. On 236 development photos five runs
+# of 0.9.2 then differ by .13, and by all the more the larger the error (SRCC .26).
+ROLLOUT_TOP_P: Final = 0.45
 MAX_TOKENS: Final = 16384  # 64 probes of 196 image tokens and their turns
 LICENCE: Final = "Apache-2.0; vision weights derived from torchvision's MobileNetV2 (BSD-3-Clause)"
 
@@ -44,6 +48,7 @@ def contract_of(
             text.hidden_size,
             max_tokens,
         ),
+        rollout_top_p=ROLLOUT_TOP_P,
         language=words.language(domain),
         files=files,
     )

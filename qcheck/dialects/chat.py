@@ -141,8 +141,8 @@ class Chat:
             for one in _ATTRIBUTE.finditer(spelled.text, max(0, first), max(0, last))
         }
         defects = tuple(_sighting(spelled, one) for one in _DEFECT.finditer(spelled.text, *found.span("defects")))
-        score, spread = spelled.number(found.span("score"), SCORE_MAX)
-        return Turn(False, None, Answer(score, spread, defects, attributes), thought)
+        score = spelled.number(found.span("score"), SCORE_MAX)
+        return Turn(False, None, Answer(*score, float(found["score"]), defects, attributes), thought)
 
 
 def _coords(text: str) -> tuple[float, ...]:

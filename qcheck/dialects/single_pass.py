@@ -41,5 +41,5 @@ class SinglePass:
         spelled = Spelled(said)
         found = self._turn.match(spelled.text)
         assert found is not None, f"the grammar let {spelled.text!r} through"
-        answer = Answer(*spelled.number(found.span(2), SCORE_MAX), (), {})
+        answer = Answer(*spelled.number(found.span(2), SCORE_MAX), float(found[2]), (), {})
         return Turn(False, None, answer, found[1].strip())
