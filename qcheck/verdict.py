@@ -83,15 +83,23 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Scores of sampled runs over a photo: how much the judgement hangs on chance."""
+    """The scores that sampled runs over a photo said: how much the judgement hangs on chance."""
 
     scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.scores)
+
+    @property
+    def std(self) -> float:
+        return pstdev(self.scores)
 
     def record(self) -> dict[str, Any]:
         return {
             "k": len(self.scores),
-            "score_mean": round(fmean(self.scores), 3),
-            "score_std": round(pstdev(self.scores), 3),
+            "score_mean": round(self.mean, 3),
+            "score_std": round(self.std, 3),
             "scores": [round(score, 3) for score in self.scores],
         }
 

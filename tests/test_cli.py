@@ -21,7 +21,7 @@ from qcheck.cli.gate import Gate
 from qcheck.errors import BundleError, UsageError
 from qcheck.photo import DEFAULT_MAX_PIXELS
 from qcheck.tiles import Box
-from qcheck.verdict import Budget, Defect, schema, schema_text
+from qcheck.verdict import Budget, Defect, Rollouts, schema, schema_text
 
 Run = Callable[..., tuple[int, str, str]]
 Opened = list[tuple[Path | None, dict[str, Any]]]
@@ -76,6 +76,11 @@ def test_human_errors_go_to_stderr_and_the_others_are_judged(run: Run) -> None:
 def test_human_output_says_when_time_ran_out(run: Run, judge: Any) -> None:
     judge.verdicts["a.jpg"] = {"budget": Budget(3, 2, "budget_ms")}
     assert "  2 probes (out of time)  " in run("a.jpg")[1]
+
+
+def test_human_output_tells_what_sampled_runs_said(run: Run, judge: Any) -> None:
+    judge.verdicts["a.jpg"] = {"rollouts": Rollouts((3.2, 3.4, 3.6))}
+    assert run("a.jpg")[1] == LINE_A.replace("312 ms", "312 ms  rollouts 3.40 ±0.16")
 
 
 def test_long_lines_are_not_wrapped_and_odd_names_stay_one_line(run: Run) -> None:

@@ -86,13 +86,15 @@ class Human:
         if verdict.budget.stopped_by == "budget_ms":
             probes += " (out of time)"
         grade = f"{verdict.score:.2f} ±{verdict.score_std:.2f} {verdict.level:<{LEVEL_WIDTH}}"
-        fields = (
+        fields = [
             self._paint(grade, LEVEL_COLOURS[verdict.level]),
             printable(verdict.path),
             f"{verdict.width}x{verdict.height}",
             probes,
             f"{verdict.timing_ms.total:.0f} ms",
-        )
+        ]
+        if runs := verdict.rollouts:
+            fields.append(f"rollouts {runs.mean:.2f} ±{runs.std:.2f}")
         return "  ".join(fields)
 
     def _defect(self, defect: Defect) -> str:
