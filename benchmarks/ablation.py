@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from accuracy import kept_of, measured
 from measures import Estimate, Values, bootstrap, srcc
 from rated_sets import Case, read_set
@@ -133,10 +134,17 @@ class Runs:
     vista, and start, the bundle whose decoder the first stage begins at, None for a fresh one."""
 
     def __init__(
-        self, out: Path, paths: dict[str, Path | None], sizes: Sizes, seed: int, rate: float | None = None
+        self,
+        out: Path,
+        paths: dict[str, Path | None],
+        sizes: Sizes,
+        seed: int,
+        rate: float | None = None,
+        threads: int = 2,
     ) -> None:
-        """`rate`: of reinforcement; grpo.Settings' unless given."""
+        """`rate`: of reinforcement; grpo.Settings' unless given. `threads`: of each stage; nothing else hangs on it."""
         self.out, self.paths, self.sizes, self.seed, self.rate = out, paths, sizes, seed, rate
+        self.threads = threads
         self.sights = out / "sights"
 
     def checkpoint(self, chain: list[Step], run: Callable[[str, Path], None]) -> Path:
@@ -152,7 +160,7 @@ class Runs:
             if not done.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 path = self.out / f"{step.stage}-{name}.toml"
-                path.write_text(toml({"out": str(folder), **config}))
+                path.write_text(toml({"out": str(folder), "threads": self.threads, **config}))
                 run("sft" if step.stage == "drill" else step.stage, path)
                 done.touch()
         assert start is not None
@@ -318,6 +326,7 @@ def main() -> int:
     for name, default in (("drill", 120), ("lessons", 120), ("policy", 20), ("images", 60), ("photos", 150)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="1 where another run goes on beside it")
     parser.add_argument("--rate", type=float, help="of reinforcement; few steps want more than the usual one")
     args = parser.parse_args()
     rows = rows_of(any(args.looked.glob("aimed-*.jsonl")))
@@ -329,7 +338,9 @@ def main() -> int:
         return 2
     sizes = Sizes(args.drill, args.lessons, args.policy, args.images, args.photos)
     paths = {name: getattr(args, name) for name in ("looked", "eyes", "encoder", "blind_looked", "blind_eyes", "start")}
-    runs = Runs(args.out, {**paths, "rated": args.rated, "vista": args.vista}, sizes, args.seed, args.rate)
+    paths |= {"rated": args.rated, "vista": args.vista}
+    runs = Runs(args.out, paths, sizes, args.seed, args.rate, args.threads)
+    torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "rows.jsonl"
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
