@@ -1,5 +1,6 @@
 """What the eyes saw is kept by everything that it depends on."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,25 @@ def test_a_view_is_looked_at_once_by_each_pair_of_eyes(tmp_path: Path) -> None:
     taught = sights.Sights(tmp_path / "kept").of((one,), (pixels, survey), look(4.0))
     assert looked[-1] == 4.0
     assert float(taught.score) == 4.0
+
+
+def test_two_runs_may_keep_the_same_view_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs = os.getpid(), os.getpid() + 1
+    kept, eyes, pixels = tmp_path / "kept", (torch.nn.Linear(3, 2),), np.zeros((1, 3, 8, 8), np.float32)
+    replace = Path.replace
+
+    def other_first(part: Path, target: Path) -> Path:
+        """While this run has written all of a file but not named it, another run keeps the same one."""
+        if os.getpid() == mine:
+            monkeypatch.setattr(os, "getpid", lambda: theirs)
+            sights.Sights(kept).of(eyes, (pixels,), lambda: evidence(1.0))
+            monkeypatch.setattr(os, "getpid", lambda: mine)
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", other_first)
+    assert float(sights.Sights(kept).of(eyes, (pixels,), lambda: evidence(2.0)).score) == 2.0
+    assert float(sights.Sights(kept).of(eyes, (pixels,), lambda: evidence(3.0)).score) == 2.0
+    assert [path.suffix for path in kept.iterdir()] == [".npz"]
 
 
 def test_a_model_that_remembers_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,8 +221,8 @@ def _rated_scene(
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
+    """Whole or not at all. Other processes may write the same file meanwhile: the last one stays."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
         file.write(data)
         file.flush()
