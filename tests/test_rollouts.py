@@ -185,6 +185,18 @@ def test_what_was_better_becomes_likelier(policy: Any, photos: list[Any], switch
     assert np.mean(told[-3:]) > np.mean(told[:3]) + 0.15, told
 
 
+@pytest.mark.parametrize("sizes", [(2,), (2, 2), (2, 3, 9), (2, 2, 2, 2), (50, 2, 3)])
+def test_domains_are_dealt_as_far_as_they_go(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    for count in range(2, 12):
+        for _ in range(40):
+            counts = tasks.dealt(count, np.array(sizes), rng)
+            assert 1 not in counts
+            assert (counts <= sizes).all()
+            # One is left over only where none of the domains that are there has room, or two to spare.
+            assert min(count, sum(sizes)) - 1 <= counts.sum() <= count
+
+
 def test_a_batch_has_no_lone_photo_of_a_domain(photos: list[Any]) -> None:
     rng = np.random.default_rng(0)
     many = [tasks.Task(Path(f"{i}"), 3.0, "abc"[i % 3], {}, None, "") for i in range(30)]
@@ -193,6 +205,11 @@ def test_a_batch_has_no_lone_photo_of_a_domain(photos: list[Any]) -> None:
         assert len(chosen) == 5
         domains = [task.domain for task in chosen]
         assert all(domains.count(name) > 1 for name in set(domains))
+    small = [tasks.Task(Path(f"s{i}"), 3.0, "small", {}, None, "") for i in range(4)]
+    drawn = [tasks.batch(many * 20 + small, 6, rng) for _ in range(100)]
+    there = [sum(task.domain == "small" for task in chosen) for chosen in drawn]
+    assert np.mean([n > 0 for n in there]) > 0.3, "a small domain is drowned by large ones"
+    assert max(there) <= 4
     with pytest.raises(ValueError, match="two photos of one domain"):
         tasks.batch([photos[0], photos[2]], 2, rng)
     with pytest.raises(ValueError, match="reward is 'x'"):

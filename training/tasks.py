@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from defects import CLEAN_SCORE, Domain
+from numpy.typing import NDArray
 from photos import rated_photos
 from runs import RunError
 from vista import rows_of
@@ -82,22 +83,37 @@ def attributes_of(row: dict[str, Any], domain: Domain) -> dict[str, float]:
 
 
 def batch(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
-    """`count` tasks, with no domain that has only one: it could not be ranked."""
+    """`count` tasks, or fewer where there are not as many, and none that is the only one of its domain: it could not be
+    ranked. Each domain is drawn as often, whatever its size: of a small one beside a large one there would hardly ever
+    be two."""
     by_domain: dict[str, list[Task]] = {}
     for task in tasks:
         by_domain.setdefault(task.domain, []).append(task)
-    usable = {name: members for name, members in by_domain.items() if len(members) > 1}
+    usable = [members for members in by_domain.values() if len(members) > 1]
     if not usable or count < 2:
         raise ValueError("a batch needs two photos of one domain: they are ranked against each other")
-    sizes = np.array([len(members) for members in usable.values()], float)
-    counts = rng.multinomial(count, sizes / sizes.sum())
-    while 1 in counts:  # a lone one changes places with one of the largest domain
-        alone, most = int(np.flatnonzero(counts == 1)[0]), int(counts.argmax())
-        if alone == most:
-            raise ValueError("a batch needs two photos of one domain: they are ranked against each other")
-        counts[alone], counts[most] = 0, counts[most] + 1
+    counts = dealt(count, np.array([len(members) for members in usable]), rng)
     return [
         members[int(i)]
-        for members, n in zip(usable.values(), counts, strict=True)
-        for i in rng.choice(len(members), min(int(n), len(members)), replace=False)
+        for members, n in zip(usable, counts.tolist(), strict=True)
+        for i in rng.choice(len(members), n, replace=False)
     ]
+
+
+def dealt(count: int, sizes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """How many of each domain, (domains,): none or two or more, and no more than there are."""
+    drawn = rng.multinomial(count, np.full(len(sizes), 1 / len(sizes)))
+    counts = np.minimum(drawn, sizes)
+    for _ in range(int((drawn - counts).sum())):
+        if (sizes > counts).any():
+            counts[int((sizes - counts).argmax())] += 1
+    while 1 in counts:
+        lone = int(np.flatnonzero(counts == 1)[0])
+        counts[lone] = 0
+        room = np.where(counts > 0, sizes - counts, 0)
+        if room.any():  # it changes places with one of a domain that is there
+            counts[int(room.argmax())] += 1
+        elif (counts > 2).any():
+            counts[int(counts.argmax())] -= 1
+            counts[lone] = 2
+    return counts
