@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Sights:
         data = io.BytesIO()
         np.savez(data, **{name: part.numpy() for name, part in seen._asdict().items()})
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data.getvalue())
+        write_whole(path, data.getvalue(), f".{os.getpid()}")
         return seen
 
     def _key(self, eyes: Sequence[nn.Module], given: Sequence[NDArray[Any]]) -> str:

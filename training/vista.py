@@ -220,9 +220,10 @@ def _rated_scene(
     return np.concatenate(rows), [r.path.name for r in chosen], mean, first.split
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all. Other processes may write the same file meanwhile: the last one stays."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+def write_whole(path: Path, data: bytes, writer: str = "") -> None:
+    """Whole or not at all. `writer`: of several that may write the same file at once, a name of its own; without one,
+    what a killed writer left is written over."""
+    part = path.with_name(f"{path.name}{writer}.part")
     with part.open("wb") as file:
         file.write(data)
         file.flush()
