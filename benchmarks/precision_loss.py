@@ -1,6 +1,6 @@
 """What does a precision lose: do bundles of the same weights say what the first of them says?
 
-    python benchmarks/precisions.py REFERENCE BUNDLE... --rated DATA/biq2021 --vista SET [--limit 60] [--every 1]
+    python benchmarks/precision_loss.py REFERENCE BUNDLE... --rated DATA/biq2021 --vista SET [--limit 60] [--every 1]
         [--max-probes 3]
 
 Rated photos of the split `test`, and images of a Vista-like set, are judged by every bundle; REFERENCE is usually fp32
@@ -94,7 +94,7 @@ def main() -> int:
         cases = cases_of(args.rated, args.every, args.vista, args.limit)
         bundles = [Bundle.open(path) for path in args.bundles]
     except (BundleError, SetError) as error:
-        print(f"precisions.py: {error}", file=sys.stderr)
+        print(f"precision_loss.py: {error}", file=sys.stderr)
         return 2
     reference: dict[str, list[Verdict]] = {}
     rows: list[dict[str, Any]] = []
