@@ -29,7 +29,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from accuracy import kept_of, measured
-from measures import Estimate, Values, bootstrap, srcc
+from measures import Estimate, bootstrap, gain
 from rated_sets import Case, read_set
 from scorers import ForcedClean, Qcheck
 
@@ -246,10 +246,6 @@ def reference_of(name: str) -> str | None:
     """The row that another is a change of; None for the one that all others come back to."""
     stages, changed, _ = name.partition(", ")
     return stages if changed else None if stages == "0+2" else "0+2"
-
-
-def gain(mine: Values, theirs: Values, truth: Values) -> float:
-    return srcc(mine, truth) - srcc(theirs, truth)
 
 
 def gains(line: dict[str, Any], other: dict[str, Any], images: Images) -> dict[str, Estimate]:

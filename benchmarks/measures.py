@@ -38,6 +38,11 @@ def srcc(guess: Values, truth: Values) -> float:
     return float(spearmanr(guess, truth)[0])
 
 
+def gain(mine: Values, theirs: Values, truth: Values) -> float:
+    """How much better `mine` ranks than `theirs`."""
+    return srcc(mine, truth) - srcc(theirs, truth)
+
+
 def srcc_within(guess: Values, truth: Values, domains: Values) -> float:
     """The mean of the rank correlations in each domain, for scores that rank one domain above another say nothing of
     what ranks photos in either. `domains`: numbers; those with fewer than three rows are left out."""

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from measures import Values, bootstrap, flat, mean, srcc
+from accuracy import drawn
+from measures import bootstrap, flat, gain, mean, srcc
 from rated_sets import Case, SetError, read_set
 from rich.console import Console
 from rich.progress import track
@@ -42,10 +42,9 @@ def cases_of(rated: Path, every: int, vista: Path, limit: int | None) -> dict[st
     photos = [p for p in rated_photos(rated) if p.split == "test"][::every]
     _, images = read_set(vista)
     images = [case for case in images if case.split in ("test", None)]
-    count = min(limit or len(images), len(images))
     return {
         "rated": [Case(p.path, p.score, p.path.name) for p in photos],
-        "vista": [images[i] for i in sorted({round(i) for i in np.linspace(0, len(images) - 1, count)})],
+        "vista": drawn(images, limit),
     }
 
 
@@ -63,10 +62,6 @@ def said_by(verdict: Verdict) -> tuple[Any, ...]:
     return crops_of(verdict), [(d.kind, d.level, d.box) for d in verdict.defects], verdict.reasoning
 
 
-def lost(guess: Values, reference: Values, truth: Values) -> float:
-    return srcc(reference, truth) - srcc(guess, truth)
-
-
 def row_of(verdicts: Sequence[Verdict], reference: Sequence[Verdict], cases: Sequence[Case]) -> dict[str, Any]:
     """One bundle's figures on one set, beside the reference's `Verdict`s of the same images."""
     guess, theirs, truth = ([float(x.score) for x in part] for part in (verdicts, reference, cases))
@@ -74,7 +69,7 @@ def row_of(verdicts: Sequence[Verdict], reference: Sequence[Verdict], cases: Seq
     pairs = list(zip(verdicts, reference, strict=True))
     return {
         "srcc": bootstrap(srcc, guess, truth, groups=groups),
-        "srcc_lost": bootstrap(lost, guess, theirs, truth, groups=groups),
+        "srcc_lost": bootstrap(gain, theirs, guess, truth, groups=groups),
         "same": mean([float(said_by(a) == said_by(b)) for a, b in pairs]),
         "same_crops": mean([float(crops_of(a) == crops_of(b)) for a, b in pairs]),
         "score_off": mean([abs(a.score - b.score) for a, b in pairs]),

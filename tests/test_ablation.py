@@ -17,7 +17,7 @@ from qcheck.bundle import Bundle
 
 library("torch")
 library("transformers")
-ablation = script("ablation", "benchmarks")
+ablation, measures = script("ablation", "benchmarks"), script("measures", "benchmarks")
 Case = script("rated_sets", "benchmarks").Case
 train, config = script("train"), script("config")
 SIZES = ablation.Sizes(drill=12, lessons=10, policy=4, images=5, photos=6)
@@ -132,7 +132,7 @@ def test_rows_are_compared_image_by_image(tmp_path: Path) -> None:
     assert found.value < 0
     truth = [case.score for case in cases]
     groups = [case.group for case in cases]
-    alone = ablation.bootstrap(ablation.srcc, (np.array(truth) + shared).tolist(), truth, groups=groups)
+    alone = ablation.bootstrap(measures.srcc, (np.array(truth) + shared).tolist(), truth, groups=groups)
     assert found.high - found.low < alone.high - alone.low
     assert set(ablation.gains(base, base, images).values()) == {ablation.Estimate(0, 0, 0)}
     text = ablation.changes(lines, images).splitlines()
