@@ -108,6 +108,11 @@ def lively(model: Any) -> Any:
     visual.perception.damage.std.copy_(cells.flatten(0, 2).std(0) + 1e-3)
     visual.perception.quality.mean.copy_(summaries.mean(0))
     visual.perception.quality.std.copy_(summaries.std(0) + 1e-3)
+    tone = visual.perception.tone
+    tone.share.fill_(0.5)
+    tone.middle.fill_(3.0)
+    with torch.inference_mode():
+        tone.mean.copy_(visual.light(pixels)[0])
     # Norms, biases and measures that nobody taught are all alike, and an exporter keeps only one of those.
     for part in (model.model.language_model, visual.perception):
         for vector in (p for p in part.parameters() if p.dim() == 1):

@@ -45,7 +45,7 @@ from qcheck.contract import (
 )
 from qcheck.survey import STATISTICS
 
-VERSION: Final = "0.9.3"
+VERSION: Final = "0.9.4"
 OPSET: Final = 18
 MOST_SURVEY_CELLS: Final = 1 << 12  # a side: 131,072 pixels, more than any JPEG has
 BLOCK: Final = 32

@@ -40,6 +40,7 @@ from shipped import Shipped
 from sklearn.metrics import roc_auc_score
 from stores import Item, folds, items_of, of_split
 from summaries import SCORED, UNSEEN, Summaries, agreement, learn_quality, scored, viewed
+from tone_lessons import tone_of
 from torch import Tensor
 from torch.nn import functional as F
 from visual import Damage, Perception, Quality, TokenInputs, perceived, surroundings
@@ -215,7 +216,8 @@ class Config:
     learn from eyes that did not: enough to aim with. Without `survey`, eyes that see the view alone, to measure what
     the survey is worth; `without`: degradations (degradations.BANK) that they never see, to measure how they do on
     kinds of damage that nobody thought of. `start`: a bundle whose eyes are begun at, without folds, since they saw
-    all photos; what is taught for 0 steps or epochs stays as it is there."""
+    all photos; what is taught for 0 steps or epochs stays as it is there. `tone`: tone.pt of tone_lessons.py, the same
+    for all folds."""
 
     cells: Path
     out: Path
@@ -229,6 +231,7 @@ class Config:
     survey: bool = True
     without: tuple[str, ...] = ()
     start: Path | None = None
+    tone: Path | None = None
     seed: int = 0
     threads: int = 2
 
@@ -321,12 +324,17 @@ def teach(config: Config, domain: Domain = PHOTOS) -> None:
 
 def first_eyes(config: Config, domain: Domain) -> Perception:
     """Raises RunError."""
-    if config.start is None:
-        return Perception(len(domain.kinds), len(domain.attributes))
     try:
-        return eyes_of_bundle(Shipped(config.start), domain)
+        eyes = (
+            Perception(len(domain.kinds), len(domain.attributes))
+            if config.start is None
+            else eyes_of_bundle(Shipped(config.start), domain)
+        )
     except BundleError as error:
         raise RunError(str(error)) from error
+    if config.tone is not None:
+        eyes.tone.load_state_dict(tone_of(config.tone, domain))
+    return eyes
 
 
 def add(

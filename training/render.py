@@ -25,7 +25,7 @@ import argparse
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -193,25 +193,44 @@ def _known(split: Split, name: str, pixels: Pixels, regions: list[Region], base:
     }
 
 
-def whole_sample(split: Split, name: str, clean: Pixels, base: float, rng: np.random.Generator) -> Sample:
-    """At screen size, then broken all over: attributes fall with the levels."""
+def at_screen_size(clean: Pixels, rng: np.random.Generator) -> Pixels:
+    """A part of a photo, no larger than a screen."""
     part = part_of(clean, 0.5, rng)
     h, w = part.shape[:2]
     area = math.exp(rng.uniform(math.log(300 * 300), math.log(1024 * 768)))
     scale = min(1.0, math.sqrt(area / (w * h)))
-    pixels = original = np.ascontiguousarray(rescaled(part, max(64, int(w * scale)), max(64, int(h * scale))))
-    attributes, defects = dict.fromkeys(PHOTOS.attributes, CLEAN_SCORE), list[dict[str, Any]]()
+    return np.ascontiguousarray(rescaled(part, max(64, int(w * scale)), max(64, int(h * scale))))
+
+
+def broken_all_over(pixels: Pixels, rng: np.random.Generator) -> Iterator[tuple[str, int, Pixels]]:
+    """None, one or two degradations, one on top of the other: the name of each, its level, and the photo after it."""
     weights = np.array(list(WHOLE_CHANCES.values()))
     count = rng.choice((0, 1, 2), p=(0.15, 0.6, 0.25))
-    for degradation in rng.choice(list(WHOLE_CHANCES), size=count, replace=False, p=weights / weights.sum()):
-        level, kind = int(rng.integers(1, 6)), BANK[degradation].kind
-        before = pixels
-        pixels = BANK[degradation](pixels, level, int(rng.integers(2**31)))
-        attribute = PHOTOS.attribute_of[kind]
+    for name in rng.choice(list(WHOLE_CHANCES), size=count, replace=False, p=weights / weights.sum()):
+        level = int(rng.integers(1, 6))
+        pixels = BANK[name](pixels, level, int(rng.integers(2**31)))
+        yield str(name), level, pixels
+
+
+def attributes_of(broken: Iterable[tuple[str, int]]) -> dict[str, float]:
+    """Of a clean photo that is broken all over by these degradations, each with its level."""
+    attributes = dict.fromkeys(PHOTOS.attributes, CLEAN_SCORE)
+    for name, level in broken:
+        attribute = PHOTOS.attribute_of[BANK[name].kind]
         attributes[attribute] = min(attributes[attribute], CLEAN_SCORE - LEVEL_DROP * level)
+    return attributes
+
+
+def whole_sample(split: Split, name: str, clean: Pixels, base: float, rng: np.random.Generator) -> Sample:
+    """At screen size, then broken all over: attributes fall with the levels."""
+    pixels = original = at_screen_size(clean, rng)
+    defects = list[dict[str, Any]]()
+    for degradation, level, after in broken_all_over(original, rng):
         box = [0, 0, pixels.shape[1], pixels.shape[0]]
-        loss = cost(likeness(before, pixels), WHOLE_IMPORTANCE, 1.0)
-        defects.append({"kind": kind, "level": level, "box": box, "cost": round(loss, 4), "name": str(degradation)})
+        loss = cost(likeness(pixels, after), WHOLE_IMPORTANCE, 1.0)
+        kind = BANK[degradation].kind
+        defects.append({"kind": kind, "level": level, "box": box, "cost": round(loss, 4), "name": degradation})
+        pixels = after
     loss = cost(likeness(original, pixels), WHOLE_IMPORTANCE, 1.0) if defects else 0.0
     sample = {
         "split": split,
@@ -219,7 +238,7 @@ def whole_sample(split: Split, name: str, clean: Pixels, base: float, rng: np.ra
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "defects": sorted(defects, key=lambda d: -d["cost"]),
-        "attributes": attributes,
+        "attributes": attributes_of((defect["name"], defect["level"]) for defect in defects),
         "score": score(base, [loss]),
     }
     return sample, iter([seen(pixels, overall(pixels), GLOBAL_VIEW, "global")])

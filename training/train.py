@@ -29,6 +29,7 @@ import look
 import numpy as np
 import perceive
 import sft
+import tone_lessons
 import torch
 import tune
 from config import ConfigError, flat, read, table_of
@@ -47,17 +48,18 @@ DECODER: Final = ("language_model", "projector")  # all that comes after the eye
 
 @dataclass(frozen=True, slots=True)
 class PerceiveConfig:
-    """Stage 0, in three parts: encode.py has to make cells between the first and the second. `domain`: what to look
-    for; the checkpoints carry it on to all later stages."""
+    """Stage 0, in four parts: encode.py has to make cells before the eyes. `domain`: what to look for; the checkpoints
+    carry it on to all later stages."""
 
     encoder: tune.Config | None = None
+    tone: tone_lessons.Config | None = None
     eyes: perceive.Config | None = None
     looked: look.Config | None = None
     domain: Domain = PHOTOS
 
     def __post_init__(self) -> None:
-        if self.encoder is None and self.eyes is None and self.looked is None:
-            raise ValueError("give [encoder], [eyes], [looked] or several of them")
+        if self.encoder is None and self.tone is None and self.eyes is None and self.looked is None:
+            raise ValueError("give [encoder], [tone], [eyes], [looked] or several of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ def reinforce(config: PolicyConfig) -> None:
 def perceive_all(config: PerceiveConfig) -> None:
     if config.encoder is not None:
         tune.tune(config.encoder, config.domain)
+    if config.tone is not None:
+        tone_lessons.teach(config.tone, config.domain)
     if config.eyes is not None:
         perceive.teach(config.eyes, config.domain)
     if config.looked is not None:

@@ -4,9 +4,9 @@
 Nothing in it sees where a token is or what it shows, because whatever could know a photo again learned the few
 clean sources by heart (on new sources it found half as much). `Context` (context.py) then compares the readings of
 neighbours, and nothing but those. `Quality` reads the score of a photo as a whole, at one size whatever its own
-(overviews.py), and another the attributes of a view. `Toll` (toll.py) tells what the damages of a view cost.
-`Regions` (regions.py) then judges rectangles of many tokens as a whole, and `Projector` brings all of it into the
-decoder's width, so that the decoder speaks of what it is shown.
+(overviews.py), and another the attributes of a view, some of which `Tone` (tone.py) tells by its light as well. `Toll`
+(toll.py) tells what the damages of a view cost. `Regions` (regions.py) judges rectangles of many tokens as a whole, and
+`Projector` brings all of it into the decoder's width, so that the decoder speaks of what it is shown.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from layers import SourceDropout, zeroed
 from nano_spec import CELLS_PER_SIDE, LEAST_UNIT, MERGE, OVERVIEW, PATCH_PX, SCORE_CENTRE
 from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
 from toll import Toll
+from tone import Tone, ToneStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -269,14 +270,15 @@ def summary(cells: Tensor) -> Tensor:
 
 class Perception(nn.Module):
     """Cells of views of one size, (views, rows, cols, CELL_CHANNELS), the scores of their photos as a whole, (views, 1)
-    as of `judged`, and what `attributes` reads of each view's `summary` -> their Evidence."""
+    as of `judged`, and their attributes -> their Evidence. Attributes are what `attributes` reads of a view's `summary`
+    and, where there are pixels, `tone` in its light."""
 
     def __init__(self, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.damage, self.context = Damage(kinds), Context(kinds, OPINIONS)
         self.regions = Regions(kinds, OPINIONS)
         self.quality, self.toll = Quality(), Toll()
-        self.attributes = Quality.of_attributes(attributes)
+        self.attributes, self.tone = Quality.of_attributes(attributes), Tone(attributes)
 
     def judged(self, wholes: Tensor, attributes: Tensor) -> Tensor:
         """What photos are, (photos, WHOLE_CHANNELS): as of `summary_of`, and their `doublings`; and the `attributes` of
@@ -322,7 +324,8 @@ class Perception(nn.Module):
 
 def perceived(perception: Perception, views: Sequence[Tensor], wholes: Sequence[Tensor]) -> list[Evidence]:
     """`perception` of every view, (rows, cols, CELL_CHANNELS), and what its photo is as a whole, (WHOLE_CHANNELS,), in
-    order; those of one size go together."""
+    order; those of one size go together. Attributes are those that cells tell: of their light nothing is kept, and a
+    decoder learns to say numbers as they are read, whoever reads them."""
     out: dict[int, Evidence] = {}
     photos = torch.stack(list(wholes))
     judged = perception.judged(photos, perception.attributes(photos[:, :SEEN_CHANNELS]))
@@ -404,7 +407,7 @@ class NanoVisual(nn.Module):
     def __init__(self, hidden: int, kinds: int = PHOTO_KINDS, attributes: int = PHOTO_ATTRIBUTES) -> None:
         super().__init__()
         self.spatial_merge_size = MERGE
-        self.encoder, self.glance = CellEncoder(), Glance()
+        self.encoder, self.glance, self.light = CellEncoder(), Glance(), ToneStatistics()
         self.perception = Perception(kinds, attributes)
         self.projector = Projector(hidden, kinds, attributes)
 
@@ -430,7 +433,7 @@ class NanoVisual(nn.Module):
         size = doublings(torch.ones_like(survey[..., 0]).sum((1, 2)))
         whole = torch.cat((summary_of(cells, self.glance(glanced)), size[:, None]), 1)
         # Read once: where this view tells what the photo is, it is the photo's overview.
-        attributes = eyes.attributes(summary(cells))
+        attributes = eyes.tone(self.light(pixels), eyes.attributes(summary(cells)))
         judged = torch.where(known > 0, known, eyes.judged(whole, attributes))
         return Evidence(*(part[0] for part in eyes(cells, judged, attributes))), judged
 
