@@ -170,6 +170,8 @@ def test_the_stage_writes_what_the_eyes_take(photos: Path, tmp_path: Path, capsy
     stamp = made.stat().st_mtime_ns
     assert train.main(["perceive", "--config", str(file)]) == 0  # goes on from the lessons that are there
     assert made.stat().st_mtime_ns == stamp
+    assert train.main(["perceive", "--config", str(file), "--restart"]) == 0
+    assert made.stat().st_mtime_ns > stamp
     settings = perceive.Config(tmp_path, tmp_path, tone=out / "tone.pt")
     eyes = perceive.first_eyes(settings, defects.PHOTOS)
     assert eyes.tone.share.tolist() == [0, 0, lessons.SHARE, lessons.SHARE, 0]

@@ -124,11 +124,9 @@ class ToneStatistics(nn.Module):
         real, imaginary = ((wave * window) @ groups / gain for wave in (torch.cos(angle), torch.sin(angle)))
         together = torch.sqrt(real.mean(1) ** 2 + imaginary.mean(1) ** 2)
         single = torch.sqrt(real**2 + imaginary**2).mean(1)
-        scatter = ((real - real.mean(1, keepdim=True)) ** 2 + (imaginary - imaginary.mean(1, keepdim=True)) ** 2).mean(
-            1
-        )
+        scatter = [((part - part.mean(1, keepdim=True)) ** 2).mean(1) for part in (real, imaginary)]
         alike = together / (single + 1e-4)
-        sure = together / (torch.sqrt(scatter / GROUPS) + 1e-3)
+        sure = together / (torch.sqrt((scatter[0] + scatter[1]) / GROUPS) + 1e-3)
         strength = torch.log(together + 1e-4)
         around = F.pad(strength[None, None], (AROUND // 2, AROUND // 2), mode="replicate")
         peak = strength - F.avg_pool1d(around, AROUND, 1)[0, 0]

@@ -183,7 +183,8 @@ def large(stage: str) -> tuple[type[Any], Callable[[Any], None]]:
 
 
 def outs_of(config: Any) -> list[Path]:
-    parts = [config.encoder, config.eyes, config.looked] if isinstance(config, PerceiveConfig) else [config]
+    staged = isinstance(config, PerceiveConfig)
+    parts = [config.encoder, config.tone, config.eyes, config.looked] if staged else [config]
     return [part.out for part in parts if part is not None]
 
 
