@@ -144,7 +144,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_lessons_are_what_was_drawn(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics are of the photo after all that broke it, the truth of all that did."""
-    given = list[tuple[int, int]]()
+    given = list[int]()
     monkeypatch.setattr(
         lessons, "broken_all_over", lambda pixels, rng: iter([("darken", 5, pixels // 8), ("jpeg", 2, pixels // 16)])
     )

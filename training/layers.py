@@ -13,6 +13,21 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
+def reader(inputs: int, widths: tuple[int, int], outputs: int, input_dropout: float, dropout: float) -> nn.Sequential:
+    """A network of two strongly dropped-out layers that reads many measures; it says nothing until it is taught."""
+    first, second = widths
+    return nn.Sequential(
+        nn.Dropout(input_dropout),
+        nn.Linear(inputs, first),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(first, second),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        zeroed(nn.Linear(second, outputs)),
+    )
+
+
 class SourceDropout(nn.Module):
     """While it is taught, leaves out of each row (..., channels + more) all channels of some of their sources, so that
     no one of them is relied upon. What comes after the channels stays."""

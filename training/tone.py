@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 from cells import IMAGENET_MEAN, IMAGENET_STD
-from layers import zeroed
+from layers import reader
 from pixel_statistics import LUMA
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,19 +145,8 @@ class Tone(nn.Module):
         self.register_buffer("std", torch.ones(CHANNELS))
         self.register_buffer("middle", torch.zeros(attributes))
         self.register_buffer("share", torch.zeros(attributes))  # 0: was never taught it
-        self.networks = nn.ModuleList(self.network(attributes, *WIDTHS) for _ in range(NETWORKS))
-
-    @staticmethod
-    def network(attributes: int, first: int, second: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Dropout(INPUT_DROPOUT),
-            nn.Linear(CHANNELS, first),
-            nn.GELU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(first, second),
-            nn.GELU(),
-            nn.Dropout(DROPOUT),
-            zeroed(nn.Linear(second, attributes)),
+        self.networks = nn.ModuleList(
+            reader(CHANNELS, WIDTHS, attributes, INPUT_DROPOUT, DROPOUT) for _ in range(NETWORKS)
         )
 
     def votes(self, statistics: Tensor) -> list[Tensor]:

@@ -19,7 +19,7 @@ from context import Context
 from defects import PHOTOS
 from glance import CHANNELS as GLANCE_CHANNELS
 from glance import Glance
-from layers import SourceDropout, zeroed
+from layers import SourceDropout, reader, zeroed
 from nano_spec import CELLS_PER_SIDE, LEAST_UNIT, MERGE, OVERVIEW, PATCH_PX, SCORE_CENTRE
 from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
 from toll import Toll
@@ -213,26 +213,16 @@ class Quality(nn.Module):
         self.ridge_share = ridge_share
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
-        self.networks = nn.ModuleList(self.network(outputs, *widths) for _ in range(QUALITY_NETWORKS))
+        self.networks = nn.ModuleList(
+            reader(SEEN_CHANNELS, widths, outputs, QUALITY_INPUT_DROPOUT, QUALITY_DROPOUT)
+            for _ in range(QUALITY_NETWORKS)
+        )
         self.ridge = zeroed(nn.Linear(channels, outputs))
 
     @classmethod
     def of_attributes(cls, attributes: int) -> "Quality":
         """What reads as many attributes of a view."""
         return cls(SEEN_CHANNELS, attributes, ATTRIBUTE_WIDTHS, ATTRIBUTE_RIDGE_SHARE)
-
-    @staticmethod
-    def network(outputs: int, first: int, second: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Dropout(QUALITY_INPUT_DROPOUT),
-            nn.Linear(SEEN_CHANNELS, first),
-            nn.GELU(),
-            nn.Dropout(QUALITY_DROPOUT),
-            nn.Linear(first, second),
-            nn.GELU(),
-            nn.Dropout(QUALITY_DROPOUT),
-            zeroed(nn.Linear(second, outputs)),
-        )
 
     def normalised(self, summary: Tensor) -> Tensor:
         """(pictures, channels), in standard deviations of all that were learned from."""
