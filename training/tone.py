@@ -1,25 +1,143 @@
-"""The attributes of a view by its light and its colours: small networks that read what `ToneStatistics` measures.
+"""The light and the colours of a view as a whole, as its pixels alone tell them.
 
-Hand-made numbers need no convolutions, so that lessons cost next to nothing (tone_lessons.py).
+The summary of a view's cells says how much of everything there is, and nothing of how it lies: rows that a flickering
+lamp lit by turns, or colour that runs sideways over edges, leave mean and spread as they are.
+`ToneStatistics` measures such things by hand, and two small networks (`Tone`) read the attributes in them: hand-made
+numbers need no convolutions, so that lessons cost next to nothing (tone_lessons.py).
 """
 
+import math
 from typing import Final
 
 import torch
+from cells import IMAGENET_MEAN, IMAGENET_STD
 from layers import reader
-from tone_statistics import CHANNELS
+from pixel_statistics import LUMA
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+SAMPLED_PX: Final = 8  # of the pixels, one in as many of each side is counted
+# Shares of pixels darker than so much: of red, green, blue, luma, the largest and the least of a pixel's channels.
+DARKER: Final = (0.01, 0.03, 0.06, 0.1, 0.17, 0.25, 0.37, 0.5, 0.65, 0.8, 0.9, 0.97)
+GREYER: Final = (0.02, 0.05, 0.1, 0.17, 0.27, 0.4, 0.6, 0.8)  # the largest channel less the least
+OPPOSED: Final = (-0.35, -0.2, -0.1, -0.04, 0.0, 0.04, 0.1, 0.2, 0.35)  # red less green; yellow less blue
+SOFTNESS: Final = 0.013  # of each threshold: by degrees, for rounding must not turn a comparison
+GREY: Final = 0.1  # a saturation below which a pixel should have no colour
+PLANES: Final = 3  # luma and the two opponents
+BLOCK_PX: Final = 4
+STEPS: Final = (1, 2, 4)  # blocks, across and down, of those that are compared; closer ones are PixelStatistics'
+LEAST_SQUARE: Final = 1e-7
+# Bands: how often they come, from once in 230 px to once in 56 px, as rolling shutters have them.
+FREQUENCIES: Final = tuple(1 / 230 + i * (1 / 56 - 1 / 230) / 27 for i in range(28))
+APART: Final = 2  # blocks, of rows that are compared
+EDGE: Final = 0.1  # logarithm of light: what differs by more is an edge, not a band
+GROUPS: Final = 8  # of columns, which are lit alike by a lamp and by nothing else
+AROUND: Final = 13  # frequencies that a peak stands out from
+PEAKS: Final = 8
+OF_AXIS: Final = 3 * len(FREQUENCIES) + PEAKS
+CHANNELS: Final = (
+    6 * len(DARKER)
+    + len(GREYER)
+    + 2 * len(OPPOSED)
+    + 2 * PLANES
+    + 3 * (PLANES + 1)
+    + PLANES
+    + len(STEPS) * (3 * PLANES + 2 * (PLANES - 1))
+    + 2 * OF_AXIS
+)
 WIDTHS: Final = (256, 128)
 NETWORKS: Final = 2
-DROPOUT: Final = 0.15
+DROPOUT: Final = 0.3
 INPUT_DROPOUT: Final = 0.1
 CLIP: Final = 5.0  # standard deviations
 
 
+class ToneStatistics(nn.Module):
+    """A view (1, 3, h, w) of sRGB less ImageNet's mean over its deviation, sides multiples of 64 -> (1, CHANNELS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        for name, values in (("darker", DARKER), ("greyer", GREYER), ("opposed", OPPOSED)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
+        self.register_buffer("turns", 2 * math.pi * torch.tensor(FREQUENCIES)[:, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        blocks = self.lit(F.avg_pool2d(pixels[0], BLOCK_PX))
+        light = (blocks * self.luma).sum(0).clamp(min=0)
+        light = torch.log(light**2.2 + 0.01)  # of what fell on the sensor, nearly
+        sampled, planes = self.lit(pixels[0, :, 1::SAMPLED_PX, 1::SAMPLED_PX]), torch.stack(self.opponents(blocks))
+        steps = [self.steps(planes, far) for far in STEPS]
+        return torch.cat((*self.tones(sampled), *steps, self.bands(light), self.bands(light.T)))[None]
+
+    def lit(self, pixels: Tensor) -> Tensor:
+        """sRGB, 0..1."""
+        return pixels * self.std + self.mean
+
+    def opponents(self, rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Luma, red less green, and yellow less blue, of (3, h, w)."""
+        return (rgb * self.luma).sum(0), rgb[0] - rgb[1], (rgb[0] + rgb[1]) / 2 - rgb[2]
+
+    def tones(self, rgb: Tensor) -> list[Tensor]:
+        """How dark and how colourful pixels are: shares, means, and what bright, dark and grey ones have for colour."""
+        luma, red, yellow = self.opponents(rgb)
+        most, least = rgb.amax(0), rgb.amin(0)
+        found = [below(plane, self.darker) for plane in (*rgb.unbind(0), luma, most, least)]
+        found += [below(most - least, self.greyer), below(red, self.opposed), below(yellow, self.opposed)]
+        planes = torch.stack((luma, red, yellow)).flatten(1)
+        middle = planes.mean(1, keepdim=True)
+        spread = torch.sqrt(((planes - middle) ** 2).mean(1) + 1e-6)
+        found += [middle[:, 0], spread]
+        for weight in (luma**4, (1 - luma) ** 4, torch.exp(-(((most - least) / GREY) ** 2))):
+            weighed = (planes * weight.flatten()).mean(1) / (weight.mean() + 1e-3)
+            found += [weighed, weight.mean()[None]]
+        first, second, third = ((planes - middle) / (spread[:, None] + 1e-3)).unbind(0)
+        found.append(torch.stack(((first * second).mean(), (first * third).mean(), (second * third).mean())))
+        return found
+
+    def steps(self, planes: Tensor, far: int) -> Tensor:
+        """How much luma and colours change over a distance, across, down and one against the other; and whether colours
+        change where luma does."""
+        both = [planes[:, :, far:] - planes[:, :, :-far], planes[:, far:] - planes[:, :-far]]
+        squares = [(step * step).mean((1, 2)) for step in both]
+        across, down = (torch.log(square + LEAST_SQUARE) for square in squares)
+        found = [across, down, across - down]
+        for step, square in zip(both, squares, strict=True):
+            together = (step[1:].abs() * step[:1].abs()).mean((1, 2))
+            found.append(together / (torch.sqrt(square[1:] * square[0]) + 1e-6))
+        return torch.cat(found)
+
+    def bands(self, light: Tensor) -> Tensor:
+        """Whether rows of (rows, cols) are brighter and darker by turns, (OF_AXIS,): for each frequency how much, how
+        much alike in all groups of columns, and that over chance; and what stands out of it."""
+        step = EDGE * torch.tanh((light[APART:] - light[:-APART]) / EDGE)
+        groups = step.unflatten(1, (GROUPS, -1)).mean(2)  # (rows, GROUPS)
+        groups = groups - groups.mean(0)
+        ones = torch.ones_like(groups[:, 0])
+        count, row = ones.sum(), ones.cumsum(0) - 1
+        window = torch.sin(math.pi * (row + 0.5) / count) / count
+        angle = BLOCK_PX * self.turns * row
+        # What the difference of two rows makes of a wave is undone.
+        gain = 2 * torch.sin(self.turns * (BLOCK_PX * APART / 2))
+        real, imaginary = ((wave * window) @ groups / gain for wave in (torch.cos(angle), torch.sin(angle)))
+        together = torch.sqrt(real.mean(1) ** 2 + imaginary.mean(1) ** 2)
+        single = torch.sqrt(real**2 + imaginary**2).mean(1)
+        scatter = [((part - part.mean(1, keepdim=True)) ** 2).mean(1) for part in (real, imaginary)]
+        alike = together / (single + 1e-4)
+        sure = together / (torch.sqrt((scatter[0] + scatter[1]) / GROUPS) + 1e-3)
+        strength = torch.log(together + 1e-4)
+        around = F.pad(strength[None, None], (AROUND // 2, AROUND // 2), mode="replicate")
+        peak = strength - F.avg_pool1d(around, AROUND, 1)[0, 0]
+        peaks = (strength, alike, sure, torch.log((together * alike**2).clamp(min=1e-5)), peak, peak * alike)
+        most = [each.amax(0) for each in (*peaks, peak.clamp(min=0) * sure)]
+        return torch.cat((strength, alike, sure, torch.stack((*most, strength.mean()))))
+
+
 class Tone(nn.Module):
     """The attributes of a view, by its statistics, (1, CHANNELS), and those that its cells say, (1, attributes): where
-    tone was taught an attribute, it has its share of the answer."""
+    tone was taught an attribute, half way between the two."""
 
     def __init__(self, attributes: int) -> None:
         super().__init__()
@@ -41,3 +159,8 @@ class Tone(nn.Module):
         said = torch.stack(self.votes(statistics[:, None])).mean(0)[:, 0]
         blended: Tensor = attributes + self.share * (said - attributes)
         return blended
+
+
+def below(plane: Tensor, thresholds: Tensor) -> Tensor:
+    """The shares of a plane that are below each of the thresholds, by degrees."""
+    return torch.sigmoid((thresholds[:, None] - plane.flatten()) / SOFTNESS).mean(1)

@@ -26,13 +26,12 @@ from render import GOOD_SCORE, at_screen_size, attributes_of, broken_all_over, d
 from runs import RunError, checkpoint_of, descend, echo, save, seeded
 from scipy.stats import spearmanr
 from summaries import shuffled
-from tone import Tone
-from tone_statistics import ToneStatistics
+from tone import Tone, ToneStatistics
 from torch import Tensor
 
 from qcheck.tiles import view_of
 
-SHARE: Final = 0.75  # of what tone says, where it was taught
+SHARE: Final = 0.5  # of what tone says, where it was taught
 OF_RATED: Final = 0.5  # of the lessons: contents are few among clean photos
 DEV_SHARE: Final = 0.1  # as many lessons of development photos, to measure by
 LARGEST_PX: Final = 2600  # long side of clean photos, which are kept in memory
@@ -50,8 +49,8 @@ class Config:
     rated: Path | None = None
     extra: Path | None = None
     attributes: tuple[str, ...] = ("color", "exposure")
-    lessons: int = 30000
-    epochs: int = 12
+    lessons: int = 9000
+    epochs: int = 40
     rate: float = 2e-3
     workers: int = 2
     seed: int = 0

@@ -23,8 +23,7 @@ from layers import SourceDropout, reader, zeroed
 from nano_spec import CELLS_PER_SIDE, LEAST_UNIT, MERGE, OVERVIEW, PATCH_PX, SCORE_CENTRE
 from regions import LEVELS, PROPOSALS, Maps, Proposals, Regions
 from toll import Toll
-from tone import Tone
-from tone_statistics import ToneStatistics
+from tone import Tone, ToneStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
