@@ -14,6 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import library, script
+from shapes import photo
 
 torch = library("torch")
 known = script("tone")
@@ -35,17 +36,6 @@ def measured(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     found: NDArray[np.float32] = known.ToneStatistics()(torch.from_numpy(encode.normalised(pixels)))[0].numpy()
     assert found.shape == (known.CHANNELS,)
     return found
-
-
-def photo(seed: int = 0, height: int = 512, width: int = 640) -> NDArray[np.uint8]:
-    """Coloured shapes on a soft ground, with grain."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    pixels = np.stack([90 + x * 60 / width, 120 - y * 50 / height, 100 + 20 * np.sin(x / 90)], 2)
-    for _ in range(14):
-        top, left = rng.integers(0, height), rng.integers(0, width)
-        pixels[top : top + height // 5, left : left + width // 6] += rng.uniform(-80, 80, 3)
-    return np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("seed", range(4))

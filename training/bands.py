@@ -28,7 +28,10 @@ class Bands(nn.Module):
         self.register_buffer("turns", 2 * math.pi * torch.tensor(FREQUENCIES)[:, None], persistent=False)
 
     def forward(self, light: Tensor) -> Tensor:
-        together, alike, sure = self.waves(light)
+        return self.peaks(*self.waves(light))
+
+    def peaks(self, together: Tensor, alike: Tensor, sure: Tensor) -> Tensor:
+        """(CHANNELS,) of `waves`."""
         strength = torch.log(together + 1e-4)
         around = F.pad(strength[None, None], (AROUND // 2, AROUND // 2), mode="replicate")
         peak = strength - F.avg_pool1d(around, AROUND, 1)[0, 0]

@@ -6,10 +6,11 @@ lamp lit by turns, or colour that runs sideways over edges, leave mean and sprea
 numbers need no convolutions, so that lessons cost next to nothing (tone_lessons.py).
 """
 
-import math
 from typing import Final
 
 import torch
+from bands import BLOCK_PX, FREQUENCIES, Bands
+from bands import CHANNELS as PEAKS
 from cells import IMAGENET_MEAN, IMAGENET_STD
 from layers import reader
 from pixel_statistics import LUMA
@@ -24,16 +25,8 @@ OPPOSED: Final = (-0.35, -0.2, -0.1, -0.04, 0.0, 0.04, 0.1, 0.2, 0.35)  # red le
 SOFTNESS: Final = 0.013  # of each threshold: by degrees, for rounding must not turn a comparison
 GREY: Final = 0.1  # a saturation below which a pixel should have no colour
 PLANES: Final = 3  # luma and the two opponents
-BLOCK_PX: Final = 4
 STEPS: Final = (1, 2, 4)  # blocks, across and down, of those that are compared; closer ones are PixelStatistics'
 LEAST_SQUARE: Final = 1e-7
-# Bands: how often they come, from once in 230 px to once in 56 px, as rolling shutters have them.
-FREQUENCIES: Final = tuple(1 / 230 + i * (1 / 56 - 1 / 230) / 27 for i in range(28))
-APART: Final = 2  # blocks, of rows that are compared
-EDGE: Final = 0.1  # logarithm of light: what differs by more is an edge, not a band
-GROUPS: Final = 8  # of columns, which are lit alike by a lamp and by nothing else
-AROUND: Final = 13  # frequencies that a peak stands out from
-PEAKS: Final = 8
 OF_AXIS: Final = 3 * len(FREQUENCIES) + PEAKS
 CHANNELS: Final = (
     6 * len(DARKER)
@@ -62,7 +55,7 @@ class ToneStatistics(nn.Module):
         for name, values in (("darker", DARKER), ("greyer", GREYER), ("opposed", OPPOSED)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
-        self.register_buffer("turns", 2 * math.pi * torch.tensor(FREQUENCIES)[:, None], persistent=False)
+        self.rows = Bands()
 
     def forward(self, pixels: Tensor) -> Tensor:
         blocks = self.lit(F.avg_pool2d(pixels[0], BLOCK_PX))
@@ -112,27 +105,8 @@ class ToneStatistics(nn.Module):
     def bands(self, light: Tensor) -> Tensor:
         """Whether rows of (rows, cols) are brighter and darker by turns, (OF_AXIS,): for each frequency how much, how
         much alike in all groups of columns, and that over chance; and what stands out of it."""
-        step = EDGE * torch.tanh((light[APART:] - light[:-APART]) / EDGE)
-        groups = step.unflatten(1, (GROUPS, -1)).mean(2)  # (rows, GROUPS)
-        groups = groups - groups.mean(0)
-        ones = torch.ones_like(groups[:, 0])
-        count, row = ones.sum(), ones.cumsum(0) - 1
-        window = torch.sin(math.pi * (row + 0.5) / count) / count
-        angle = BLOCK_PX * self.turns * row
-        # What the difference of two rows makes of a wave is undone.
-        gain = 2 * torch.sin(self.turns * (BLOCK_PX * APART / 2))
-        real, imaginary = ((wave * window) @ groups / gain for wave in (torch.cos(angle), torch.sin(angle)))
-        together = torch.sqrt(real.mean(1) ** 2 + imaginary.mean(1) ** 2)
-        single = torch.sqrt(real**2 + imaginary**2).mean(1)
-        scatter = [((part - part.mean(1, keepdim=True)) ** 2).mean(1) for part in (real, imaginary)]
-        alike = together / (single + 1e-4)
-        sure = together / (torch.sqrt((scatter[0] + scatter[1]) / GROUPS) + 1e-3)
-        strength = torch.log(together + 1e-4)
-        around = F.pad(strength[None, None], (AROUND // 2, AROUND // 2), mode="replicate")
-        peak = strength - F.avg_pool1d(around, AROUND, 1)[0, 0]
-        peaks = (strength, alike, sure, torch.log((together * alike**2).clamp(min=1e-5)), peak, peak * alike)
-        most = [each.amax(0) for each in (*peaks, peak.clamp(min=0) * sure)]
-        return torch.cat((strength, alike, sure, torch.stack((*most, strength.mean()))))
+        together, alike, sure = self.rows.waves(light)
+        return torch.cat((torch.log(together + 1e-4), alike, sure, self.rows.peaks(together, alike, sure)))
 
 
 class Tone(nn.Module):
